@@ -1,0 +1,134 @@
+"""One definition for each operation: types, NumPy reference, gradient, cost, kernel, samples.
+
+Code generation, verification, the cost model and the tests walk `REGISTRY`. Shapes have no batch
+dimension: the device trains with batch 1, a token matrix is (tokens, features).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An argument of an operation.
+
+    kind: "tensor" (a plain buffer), "vector" (a 1-D or small parameter; trainable as a whole),
+    "matrix" (a Weight, possibly in two parts; see `program.Weight`).
+    """
+
+    name: str
+    kind: str = "tensor"
+    optional: bool = False
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call costs. macs: fused multiply-adds executed in matrix products (the C counter's figure);
+    bytes_read / bytes_written: RAM traffic of tensors; flash: bytes of constants read, repeats included."""
+
+    macs: int
+    bytes_read: int = 0
+    bytes_written: int = 0
+    flash: int = 0
+
+
+@dataclass
+class Sample:
+    """A test case: inputs (float64 arrays, matrices whole), attributes, and, for gradient operations,
+    which gradients are wanted and which matrices are trained in part: slot -> (axis, index)."""
+
+    inputs: Arrays
+    attrs: dict[str, Any] = field(default_factory=dict)
+    wants: tuple[str, ...] = ()
+    parts: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Site:
+    """What an operation may know of one call: the shapes and dtypes of its inputs, its attributes,
+    the wanted outputs, and of each matrix how much is trained: slot -> (axis, n_trained)."""
+
+    shapes: Shapes
+    attrs: dict[str, Any]
+    wants: frozenset[str] = frozenset()
+    parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def has(self, slot: str) -> bool:
+        return slot in self.shapes
+
+
+class Op:
+    """An operation. Subclasses set the class variables and override the methods.
+
+    A gradient operation's output for the input slot ``s`` is called ``d_s``; which of them a call makes
+    is its `wants`. For a matrix trained in part, ``d_s`` has the shape of the trained part.
+    """
+
+    name: ClassVar[str]
+    symbol: ClassVar[str]                       # C function: void symbol(const symbol_args *, const vt_step *)
+    source: ClassVar[str]                       # file in runtime/kernels
+    inputs: ClassVar[tuple[Slot, ...]]
+    outputs: ClassVar[tuple[Slot, ...]]
+    attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
+    schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
+    inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
+    gradient: ClassVar[str | None] = None       # name of the gradient operation
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        """Output slot -> (shape, dtype), for every output slot the site can have."""
+        raise NotImplementedError
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        """Float64 NumPy reference; gradient operations return every gradient (matrices whole)."""
+        raise NotImplementedError
+
+    def dims(self, site: Site) -> dict[str, int]:
+        """Integer fields of the C argument struct that are shapes (name -> value)."""
+        raise NotImplementedError
+
+    def cost(self, site: Site) -> Cost:
+        raise NotImplementedError
+
+    def scratch(self, site: Site) -> int:
+        """Bytes of scratch the kernel needs with these schedule attributes: exact, all of it used."""
+        return 0
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
+        yield {}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    def slot(self, name: str) -> Slot:
+        for s in (*self.inputs, *self.outputs):
+            if s.name == name:
+                return s
+        raise KeyError(f"operation {self.name} has no slot {name!r}")
+
+
+REGISTRY: dict[str, Op] = {}
+
+
+def register(cls: type[Op]) -> type[Op]:
+    """Class decorator: puts one instance into the registry."""
+    if cls.name in REGISTRY:
+        raise KeyError(f"operation {cls.name!r} is registered twice")
+    REGISTRY[cls.name] = cls()
+    return cls
+
+
+def nbytes(shape: Shape, itemsize: int = 4) -> int:
+    return math.prod(shape) * itemsize

@@ -1,0 +1,39 @@
+/* Types shared by all kernels. Portable C99: no malloc, no globals, no libc beyond this folder. */
+#ifndef VT_KERNELS_H
+#define VT_KERNELS_H
+#include <stdint.h>
+#include <stddef.h>
+
+/* One part of a weight matrix, row-major (n_rows, n_cols). rows/cols, when not NULL, say which rows/columns of
+ * the whole matrix this part holds, ascending. n_rows == 0: the part is absent. */
+typedef struct {
+    const float *w;
+    const uint16_t *rows, *cols;
+    int32_t n_rows, n_cols;
+} vt_part;
+
+/* A weight matrix (rows = output features, cols = input features): frozen part in flash, trained part in RAM. */
+typedef struct {
+    vt_part frozen, trained;
+    int32_t rows, cols;
+} vt_matrix;
+
+/* Where a parameter's gradient goes. All NULL: not wanted. grad != NULL: written there (same shape as the
+ * trained part or the whole vector). Else param != NULL: fused SGD, p -= lr * v with v = momentum * v + g
+ * (velocity == NULL: v = g). */
+typedef struct {
+    float *grad, *param, *velocity;
+} vt_sink;
+
+/* What a step hands to every kernel. */
+typedef struct {
+    float lr, momentum;
+    uint64_t *macs;          /* counts fused multiply-adds of matrix products when built with -DVT_PROFILE; may be NULL */
+} vt_step;
+
+#ifdef VT_PROFILE
+#define VT_COUNT(step, n) do { if ((step)->macs) *(step)->macs += (uint64_t)(n); } while (0)
+#else
+#define VT_COUNT(step, n) ((void)(step))
+#endif
+#endif
