@@ -1,0 +1,30 @@
+"""Model, data, update plan and training on the PyTorch side. Imports no compiler.
+
+The names below are loaded on first use, so that torch-free parts (`algorithm.sparse.plan`) stay cheap to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from algorithm.config import RunConfig, load_run_config
+    from algorithm.data import load_data
+    from algorithm.models import ModelConfig, build_model
+    from algorithm.sparse import UpdatePlan, resolve_plan
+    from algorithm.training import evaluate, finetune, record_trace
+
+_HOME = {
+    "RunConfig": "config", "load_run_config": "config", "load_data": "data", "ModelConfig": "models",
+    "build_model": "models", "UpdatePlan": "sparse", "resolve_plan": "sparse", "evaluate": "training",
+    "finetune": "training", "record_trace": "training",
+}
+__all__ = ["ModelConfig", "RunConfig", "UpdatePlan", "build_model", "evaluate", "finetune", "load_data",
+           "load_run_config", "record_trace", "resolve_plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"algorithm.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'algorithm' has no attribute {name!r}")
