@@ -85,6 +85,7 @@ class Op:
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
     gradient: ClassVar[str | None] = None       # name of the gradient operation
+    needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         """Output slot -> (shape, dtype), for every output slot the site can have."""

@@ -1,0 +1,6 @@
+"""The one door to Apache TVM: import a PyTorch model, differentiate, legalise the long tail."""
+
+from compilation.tvm_adapter.gradient import differentiate
+from compilation.tvm_adapter.importer import import_model
+
+__all__ = ["differentiate", "import_model"]

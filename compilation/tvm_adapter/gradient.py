@@ -1,0 +1,191 @@
+"""Compile-time autodiff: the forward Program through Relax's Gradient, for the wanted gradients only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import relax
+
+from compilation.errors import GradientError
+from compilation.ops import REGISTRY
+from compilation.program import Call, Program, Role, Tensor
+from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call
+
+RELAX_DTYPE = {"f32": "float32", "i32": "int32", "u8": "uint8", "u16": "uint16"}
+
+
+def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
+    """The backward calls of a forward Program that ends in a loss, and the gradient tensor of each wanted parameter.
+
+    forward.meta["loss"] names the loss tensor. Calls that depend on no wanted parameter form the frozen prefix:
+    they are not shown to the differentiation at all. Gradient tensors are added to `forward.tensors`.
+    Raises GradientError for an unknown parameter or an operation without a gradient.
+    """
+    for name in wanted:
+        if name not in forward.tensors:
+            raise GradientError(f"no gradient can be taken for {name!r}: the compiled model has no such parameter in use")
+    calls = _dependent(forward, wanted)
+    reached = {t for c in calls for t in c.inputs.values()}
+    missing = [w for w in wanted if w not in reached]
+    if missing:
+        raise GradientError(f"the loss does not depend on {', '.join(missing)}")
+    module, inputs = _to_relax(forward, calls)
+    variables = dict(zip(inputs, module["main"].params, strict=True))
+    adjoint = relax.transform.Gradient("main", require_grads=[variables[w] for w in wanted])(module)["main_adjoint"]
+    return _Reader(forward, calls, inputs, adjoint).read(wanted)
+
+
+def _dependent(program: Program, wanted: list[str]) -> list[Call]:
+    live, calls = set(wanted), []
+    for c in program.calls:
+        if live & set(c.inputs.values()):
+            calls.append(c)
+            live |= set(c.outputs.values())
+    return calls
+
+
+def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
+    made = {t for c in calls for t in c.outputs.values()}
+    inputs = list(dict.fromkeys(t for c in calls for t in c.inputs.values() if t not in made))
+    variables: dict[str, Any] = {
+        n: relax.Var(f"in{i}", relax.TensorType(list(program.tensors[n].shape), RELAX_DTYPE[program.tensors[n].dtype]))
+        for i, n in enumerate(inputs)}
+    tail = program.meta.get("tail", {})
+    builder = relax.BlockBuilder()
+    with builder.function("main", [variables[n] for n in inputs]):
+        with builder.dataflow():
+            for i, c in enumerate(calls):
+                result, = c.outputs.values()
+                if c.op == "reshape":
+                    expr = relax.op.reshape(variables[c.inputs["x"]], list(program.tensors[result].shape))
+                elif c.op.startswith("relax:"):
+                    expr = rebuild_tail(tail[result], {s: variables[t] for s, t in c.inputs.items()})
+                else:
+                    expr = make_call(REGISTRY[c.op], {s: variables[t] for s, t in c.inputs.items()}, c.attrs)
+                variables[result] = builder.emit(expr, name_hint=f"call{i}")
+            loss = builder.emit(relax.op.reshape(variables[program.meta["loss"]], []))
+            out = builder.emit_output(loss)
+        builder.emit_func_output(out)
+    return builder.get(), inputs
+
+
+def rebuild_tail(call: relax.Call, inputs: dict[str, Any]) -> relax.Call:
+    """The Relax call again, on new arguments (slots as the importer named them: in<i> or in<i>.<j>)."""
+    args: list[Any] = []
+    for i, a in enumerate(call.args):
+        parts = [inputs[s] for s in inputs if s.startswith(f"in{i}.")]
+        new = relax.Tuple(parts) if parts else inputs.get(f"in{i}", a)
+        args.append(new)
+        if not parts and f"in{i}" in inputs:
+            want = [int(v) for v in a.ty.shape.values]
+            have = [int(v) for v in new.ty.shape.values]
+            if want != have:
+                args[-1] = relax.op.reshape(new, want)
+    return relax.Call(call.op, args, call.attrs)
+
+
+class _Reader:
+    """Reads the adjoint function back as calls of the registry."""
+
+    def __init__(self, program: Program, calls: list[Call], inputs: list[str], adjoint: Any) -> None:
+        self.program, self.adjoint = program, adjoint
+        self.names: dict[Any, Any] = {}       # Relax variable -> tensor name, or list of names (tuple)
+        self.calls: list[Call] = []
+        self.forward = iter(calls)
+        self.n_forward = len(calls)
+        for var, name in zip(adjoint.params, inputs, strict=True):
+            self.names[var] = name
+
+    def read(self, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
+        bindings = [b for block in self.adjoint.body.blocks for b in block.bindings]
+        seen = 0
+        for b in bindings:
+            is_forward = seen < self.n_forward and str(b.var.name).startswith("call")
+            if is_forward:
+                result, = next(self.forward).outputs.values()
+                self.names[b.var] = result
+                seen += 1
+            else:
+                self.names[b.var] = self._bind(b.value)
+        gradients = self.adjoint.body.body.fields[1]
+        found = {w: str(self._value(g)) for w, g in zip(wanted, gradients.fields, strict=True)}
+        return self._only_needed(set(found.values())), found
+
+    def _value(self, expr: Any) -> Any:
+        if isinstance(expr, relax.Var):
+            return self.names[expr]
+        if isinstance(expr, relax.Tuple):
+            return [self._value(f) for f in expr.fields]
+        if isinstance(expr, relax.TupleGetItem):
+            return self._value(expr.tuple_value)[expr.index]
+        return None
+
+    def _new(self, stem: str, shape: tuple[int, ...]) -> str:
+        name, n = stem, 1
+        while name in self.program.tensors:
+            n += 1
+            name = f"{stem}.{n}"
+        return self.program.add(Tensor(name, shape, "f32", Role.GRADIENT)).name
+
+    def _bind(self, expr: Any) -> Any:
+        if not isinstance(expr, relax.Call):
+            return self._value(expr)
+        name = expr.op.name
+        if name.startswith(PREFIX):
+            return self._registry_call(expr)
+        args = [self._value(a) for a in expr.args]
+        shape = tuple(int(v) for v in expr.ty.shape.values)
+        if name == "relax.reshape":
+            if args[0] is None or self.program.tensors.get(args[0]) is None:
+                return None
+            return self._emit(Call("reshape", {"x": args[0]}, {}), shape)
+        if name == "relax.add" and all(args):
+            a, b = (self.program.tensors[t] for t in args)
+            if a.shape == b.shape == shape:
+                return self._emit(Call("add", {"a": a.name, "b": b.name}, {}, where=a.source), shape)
+        if name in ("relax.ones", "relax.zeros") and math.prod(shape) == 1:
+            return None                       # the loss's own gradient, 1, is known to cross_entropy_grad
+        inputs = {f"in{i}": a for i, a in enumerate(args) if isinstance(a, str)}
+        out = self._emit(Call(f"relax:{name.removeprefix('relax.')}", inputs, {}), shape)
+        self.program.meta.setdefault("tail", {})[out] = expr
+        return out
+
+    def _emit(self, call: Call, shape: tuple[int, ...]) -> str:
+        stem = next(iter(call.inputs.values()), call.op)
+        out = self._new(f"{stem}.{call.op.removeprefix('relax:')}", shape)
+        call.outputs = {"y": out}
+        self.calls.append(call)
+        return out
+
+    def _registry_call(self, expr: Any) -> Any:
+        op, args, attrs = read_call(expr)
+        inputs = {s: self._value(a) for s, a in args.items()}
+        inputs = {s: t for s, t in inputs.items() if t is not None}
+        slots = attrs.pop("_slots")
+        source = next((c for c in self.program.calls if c.op == op.name.removesuffix("_grad")
+                       and all(inputs.get(s, t) == t for s, t in c.inputs.items())), None)
+        where = source.where if source else ""
+        outputs: dict[str, str] = {}
+        for s in slots:
+            shape = tuple(int(v) for v in args[s].ty.shape.values) if s in args else ()
+            outputs[f"d_{s}"] = self._new(f"d.{inputs[s]}" if s in inputs else f"d.{where}.{s}", shape)
+        self.calls.append(Call(op.name, inputs, outputs, attrs, where=where))
+        return [outputs[f"d_{s}"] for s in slots]
+
+    def _only_needed(self, needed: set[str]) -> list[Call]:
+        """Drop outputs, inputs and calls that lead to no wanted gradient."""
+        kept: list[Call] = []
+        for c in reversed(self.calls):
+            outputs = {s: t for s, t in c.outputs.items() if t in needed}
+            for t in set(c.outputs.values()) - set(outputs.values()):
+                del self.program.tensors[t]
+            if not outputs:
+                continue
+            c.outputs = outputs
+            if c.op in REGISTRY:
+                rules = REGISTRY[c.op].needed_for
+                c.inputs = {s: t for s, t in c.inputs.items() if s not in rules or set(rules[s]) & set(outputs)}
+            needed |= set(c.inputs.values())
+            kept.append(c)
+        return kept[::-1]

@@ -1,0 +1,78 @@
+"""Symbolic values of the importer: what a Relax variable stands for before it becomes a tensor.
+
+A `View` is a rearrangement of a tensor's elements, kept as the array of flat source indices, so that any
+chain of reshape, permute, split, squeeze and slice is recognised by what it does, not by how it is spelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class View:
+    """Elements of the tensor (or parameter) `base` in the arrangement `index` (flat indices into base)."""
+
+    base: str
+    index: np.ndarray
+    parameter: bool = False
+    origin: tuple[Any, list[Any]] | None = None   # (relax call, argument values) that made this view
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.index.shape
+
+    @property
+    def plain(self) -> bool:
+        """The base itself, possibly reshaped: no element moves."""
+        flat = self.index.reshape(-1)
+        return bool((flat == np.arange(flat.size)).all())
+
+    def covers(self, size: int) -> bool:
+        return self.plain and self.index.size == size
+
+
+@dataclass
+class Constant:
+    """A compile-time number or small array."""
+
+    value: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+
+@dataclass
+class Many:
+    """A tuple of values."""
+
+    items: list[Any]
+
+
+@dataclass
+class Concat:
+    """A concatenation along the token axis that has not been needed as a tensor yet."""
+
+    items: list[Any]
+    axis: int
+    shape: tuple[int, ...]
+    origin: tuple[Any, list[Any]] | None = None
+
+
+@dataclass
+class GramProduct:
+    """A product that may become the Gram residual T = X((X^T A)B)/D (`stage` says how far it has come)."""
+
+    x: str
+    stage: str                      # "xta", "xtab", "xxta", "t"
+    factors: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    origin: tuple[Any, list[Any]] | None = None
+
+
+def view_of(base: str, shape: tuple[int, ...], parameter: bool = False) -> View:
+    return View(base, np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape), parameter)
