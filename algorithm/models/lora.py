@@ -20,7 +20,11 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """input (..., C) -> (..., O)."""
         low = F.linear(F.linear(input, self.lora_a), self.lora_b)
-        return F.linear(input, self.weight, self.bias) + low * self.lora_scale
+        return self.base(input) + low * self.lora_scale
+
+    def base(self, input: Tensor) -> Tensor:
+        """The linear without its addition."""
+        return F.linear(input, self.weight, self.bias)
 
 
 def add_lora(linear: nn.Linear, rank: int, alpha: float | None = None,

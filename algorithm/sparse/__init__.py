@@ -1,0 +1,29 @@
+"""What is trained: the update plan, its rules, budgets, the search over plans, and the plan in PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from algorithm.sparse.budgets import NAMED as NAMED_BUDGETS
+from algorithm.sparse.budgets import format_bytes, parse_budget
+from algorithm.sparse.config import PlanConfig
+from algorithm.sparse.plan import Slice, UpdatePlan
+
+if TYPE_CHECKING:
+    from algorithm.sparse.apply import AppliedPlan
+    from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
+    from algorithm.sparse.search import DEFAULT_MERIT, SearchResult, candidate_plans, search
+
+# These need torch; loaded on first use so that reading a plan does not.
+_HOME = {"AppliedPlan": "apply", "parameter_shapes": "resolve", "plan_name": "resolve", "resolve_plan": "resolve",
+         "DEFAULT_MERIT": "search", "SearchResult": "search", "candidate_plans": "search", "search": "search"}
+__all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
+           "candidate_plans", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
+           "search"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"algorithm.sparse.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'algorithm.sparse' has no attribute {name!r}")

@@ -1,0 +1,138 @@
+"""Apply an update plan in PyTorch: frozen parts cost nothing, a partial weight gets exactly the masked gradient.
+
+A sliced matrix keeps its whole weight outside autograd; its trained slice is a leaf of its own, and the backward
+computes the slice's gradient only (dW[:, cols] = dY^T X[:, cols]), from the saved slice of the input only.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from algorithm.errors import PlanError
+from algorithm.models.lora import LoraLinear
+from algorithm.sparse.plan import Slice, UpdatePlan
+from algorithm.sparse.resolve import parameter_shapes
+
+
+class _SlicedLinearFunction(torch.autograd.Function):
+    """y = x W^T + b, with a gradient for a slice of W given as a leaf of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, part: Tensor, index: Tensor,
+                cols: bool) -> Tensor:
+        ctx.cols = cols
+        ctx.save_for_backward(x[..., index] if cols else x, weight, index)  # of X only the columns that are needed
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        x, weight, index = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx = dy @ weight if needs[0] else None
+        flat = dy.reshape(-1, dy.shape[-1])
+        db = flat.sum(0) if needs[2] else None
+        chosen = flat if ctx.cols else flat[:, index]
+        return dx, None, db, chosen.T @ x.reshape(-1, x.shape[-1]), None, None
+
+
+class _SlicedMixin:
+    """Routes the base product of a linear through `_SlicedLinearFunction`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    plan_part: Tensor
+    plan_index: Tensor
+    plan_cols: bool
+
+    def base(self, input: Tensor) -> Tensor:
+        result: Tensor = _SlicedLinearFunction.apply(input, self.weight, self.bias, self.plan_part, self.plan_index,
+                                                     self.plan_cols)
+        return result
+
+
+class _SlicedLinear(_SlicedMixin, nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return self.base(input)
+
+
+class _SlicedLoraLinear(_SlicedMixin, LoraLinear):
+    pass
+
+
+class AppliedPlan:
+    """A plan in force on a model. `leaves`: parameter name -> the leaf tensor to update (whole, or the slice).
+
+    Use as a context manager; on leaving, the modules are what they were, the trained values stay in the weights.
+    After changing the leaves, call `sync()`: it writes the slices into their weights.
+    """
+
+    def __init__(self, model: nn.Module, plan: UpdatePlan) -> None:
+        plan.check(parameter_shapes(model))
+        self.model, self.plan = model, plan
+        self.leaves: dict[str, Tensor] = {}
+        self._required = {n: p.requires_grad for n, p in model.named_parameters()}
+        self._sliced: list[tuple[nn.Linear, type]] = []
+        for name, parameter in model.named_parameters():
+            choice = plan.parameters.get(name)
+            parameter.requires_grad_(choice == "all")
+            parameter.grad = None
+            if choice == "all":
+                self.leaves[name] = parameter
+            elif isinstance(choice, Slice):
+                self.leaves[name] = self._slice(name, parameter, choice)
+
+    def _slice(self, name: str, parameter: Tensor, choice: Slice) -> Tensor:
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        kind = _SlicedLoraLinear if type(owner) is LoraLinear else _SlicedLinear
+        if type(owner) not in (nn.Linear, LoraLinear) or not name.endswith(".weight"):
+            raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
+        index = torch.tensor(choice.index, dtype=torch.long, device=parameter.device)
+        part = parameter.detach().index_select(1 if choice.axis == "cols" else 0, index).requires_grad_(True)
+        self._sliced.append((owner, type(owner)))
+        owner.plan_part, owner.plan_index, owner.plan_cols = part, index, choice.axis == "cols"  # type: ignore[assignment]
+        owner.__class__ = kind
+        return part
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Write the trained slices into their weights."""
+        for owner, _ in self._sliced:
+            owner.weight.index_copy_(1 if owner.plan_cols else 0, owner.plan_index, owner.plan_part)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Take the plan off the model again."""
+        self.sync()
+        for owner, kind in self._sliced:
+            owner.__class__ = kind
+            for attribute in ("plan_part", "plan_index", "plan_cols"):
+                delattr(owner, attribute)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._required[name])
+            parameter.grad = None
+        self._sliced, self.leaves = [], {}
+
+    def __enter__(self) -> AppliedPlan:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def lowest_trained_block(model: nn.Module, plan: UpdatePlan) -> int:
+    """The first block that needs a gradient; depth when only the head or the final norm does; -1 when the embedding
+    does (then nothing is frozen below)."""
+    depth = len(model.blocks)  # type: ignore[arg-type]
+    lowest = depth
+    for name in plan.parameters:
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            lowest = min(lowest, int(parts[1]))
+        elif parts[0] not in ("norm", "fc_norm", "head"):
+            return -1
+    return lowest

@@ -1,0 +1,137 @@
+"""From a plan's rules to an explicit plan for a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from algorithm.errors import PlanError
+from algorithm.sparse.config import Count, PlanConfig
+from algorithm.sparse.plan import Choice, Slice, UpdatePlan
+
+_MATRICES = {"attention": ("attn.qkv.weight", "attn.proj.weight"), "mlp": ("mlp.fc1.weight", "mlp.fc2.weight")}
+_FINAL_NORMS = ("norm.", "fc_norm.")
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter."""
+    return {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+def select(weight: Tensor, ratio: float, criteria: str, axis: str, generator: torch.Generator) -> Choice | None:
+    """Choose round(ratio * n) columns (rows) of a matrix (O, C), at least one unless ratio is 0."""
+    n = weight.shape[1] if axis == "cols" else weight.shape[0]
+    k = n if ratio == 1.0 else max(1, round(ratio * n)) if ratio > 0 else 0
+    if k == 0:
+        return None
+    if k == n:
+        return "all"
+    if criteria == "random":
+        order = torch.randperm(n, generator=generator)
+    else:
+        norms = weight.detach().double().norm(dim=0 if axis == "cols" else 1)
+        order = torch.argsort(norms, descending=criteria == "magnitude+", stable=True)
+    return Slice(axis, tuple(sorted(order[:k].tolist())))  # type: ignore[arg-type]
+
+
+def _last(count: Count, depth: int, what: str) -> list[int]:
+    n = depth if count == "all" else count
+    if n > depth:
+        raise PlanError(f"{what}={n}, but the model has {depth} blocks; use 0 to {depth}, or all")
+    return list(range(depth - n, depth))
+
+
+def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
+    """The explicit plan of a rule. Raises PlanError when the rule does not fit the model."""
+    named = dict(model.named_parameters())
+    if not config.enable_backward_config:
+        plan = UpdatePlan({n: "all" for n in named}, config.name or "full update")
+        return _with_explicit(plan, config, model)
+    depth = len(model.blocks)  # type: ignore[arg-type]
+    biased = set(_last(config.n_bias_update, depth, "n_bias_update"))
+    gram = set(_last(config.n_gram_update, depth, "n_gram_update"))
+    lora = set(_last(config.n_lora_update, depth, "n_lora_update"))
+    ratios = _ratios(config, depth)
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen: dict[str, Choice] = {}
+    for name, parameter in named.items():
+        parts = name.split(".")
+        inside = parts[0] == "blocks"
+        block, rest = (int(parts[1]), ".".join(parts[2:])) if inside else (-1, name)
+        choice: Choice | None = None
+        if parts[-1] in ("lora_a", "lora_b"):
+            choice = "all" if (block in lora if inside else lora) else None
+        elif not inside:
+            if parts[0] == "head":
+                choice = "all" if "head" in config.vit_layer_types else None
+            elif name.startswith(_FINAL_NORMS):
+                choice = "all" if biased and config.layer_norm else None
+        elif parts[-1] in ("gram_a", "gram_b"):
+            choice = "all" if block in gram else None
+        elif rest.startswith(("norm1.", "norm2.")):
+            choice = "all" if block in biased and config.layer_norm else None
+        elif rest.startswith(("ls1.", "ls2.")):
+            choice = "all" if block in biased and config.layer_scale else None
+        elif parts[-1] == "bias":
+            choice = "all" if block in biased and config.bias else None
+        elif block in ratios and any(rest in _MATRICES.get(t, ()) for t in config.vit_layer_types):
+            choice = select(parameter, ratios[block], config.weight_select_criteria, config.weight_select_axis,
+                            generator)
+        if choice is not None:
+            chosen[name] = choice
+    if gram and not any(n.endswith("gram_b") for n in chosen):
+        raise PlanError("n_gram_update asks for the Gram matrices, but the model has none: set model.gram.enabled=true")
+    if lora and not any(n.endswith("lora_b") for n in chosen):
+        raise PlanError("n_lora_update asks for LoRA matrices, but the model has none: set model.lora.enabled=true")
+    return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config)), config, model)
+
+
+def _ratios(config: PlanConfig, depth: int) -> dict[int, float]:
+    """Block -> share of its matrices."""
+    blocks = config.manual_weight_idx
+    if blocks is None:
+        blocks = _last(config.n_weight_update, depth, "n_weight_update")
+    bad = [b for b in blocks if not 0 <= b < depth]
+    if bad:
+        raise PlanError(f"manual_weight_idx {bad[0]} is not a block: the model has 0 to {depth - 1}")
+    ratio = config.weight_update_ratio
+    values = ratio if isinstance(ratio, list) else [ratio] * len(blocks)
+    if len(values) != len(blocks):
+        raise PlanError(f"weight_update_ratio lists {len(values)} values for {len(blocks)} updated blocks")
+    return dict(zip(blocks, values, strict=True))
+
+
+def _with_explicit(plan: UpdatePlan, config: PlanConfig, model: nn.Module) -> UpdatePlan:
+    explicit = UpdatePlan.from_dict({"version": 1, "parameters": config.parameters})
+    for name in config.parameters:
+        plan.parameters.pop(name, None)
+    plan.parameters.update({n: c for n, c in explicit.parameters.items() if c == "all" or c.index})
+    order = list(dict(model.named_parameters()))
+    UpdatePlan({n: "all" for n in config.parameters}).check(parameter_shapes(model))
+    plan.check(parameter_shapes(model))
+    plan.parameters = {n: plan.parameters[n] for n in order if n in plan.parameters}
+    return plan
+
+
+def plan_name(config: PlanConfig) -> str:
+    """A short name for people: "bias+LN of all blocks, attention 25 % of 4 blocks, head"."""
+    words = []
+    if config.n_bias_update and (config.bias or config.layer_norm):
+        what = "+".join(w for w, on in (("bias", config.bias), ("LN", config.layer_norm)) if on)
+        words.append(f"{what} of {_blocks(config.n_bias_update)}")
+    layers = [t for t in config.vit_layer_types if t != "head"]
+    count: Count = config.n_weight_update if config.manual_weight_idx is None else len(config.manual_weight_idx)
+    if count and layers:
+        ratio = config.weight_update_ratio
+        share = "mixed shares" if isinstance(ratio, list) else f"{100 * ratio:g} %"
+        words.append(f"{'+'.join(layers)} {share} of {_blocks(count)}")
+    for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update)):
+        if n:
+            words.append(f"{label} of {_blocks(n)}")
+    if "head" in config.vit_layer_types:
+        words.append("head")
+    return ", ".join(words) or "nothing"
+
+
+def _blocks(count: Count) -> str:
+    return "all blocks" if count == "all" else f"the last {count} blocks" if count > 1 else "the last block"
