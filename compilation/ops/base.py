@@ -84,6 +84,7 @@ class Op:
     attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
+    rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     gradient: ClassVar[str | None] = None       # name of the gradient operation
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
@@ -94,6 +95,10 @@ class Op:
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         """Float64 NumPy reference; gradient operations return every gradient (matrices whole)."""
         raise NotImplementedError
+
+    def may_alias(self, site: Site) -> dict[str, str]:
+        """Output slot -> input slot whose storage the result may take over, with these attributes."""
+        return self.inplace
 
     def dims(self, site: Site) -> dict[str, int]:
         """Integer fields of the C argument struct that are shapes (name -> value)."""

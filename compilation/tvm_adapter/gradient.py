@@ -162,16 +162,15 @@ class _Reader:
         op, args, attrs = read_call(expr)
         inputs = {s: self._value(a) for s, a in args.items()}
         inputs = {s: t for s, t in inputs.items() if t is not None}
-        slots = attrs.pop("_slots")
+        gradients = attrs.pop("_gradients")
         source = next((c for c in self.program.calls if c.op == op.name.removesuffix("_grad")
                        and all(inputs.get(s, t) == t for s, t in c.inputs.items())), None)
         where = source.where if source else ""
         outputs: dict[str, str] = {}
-        for s in slots:
-            shape = tuple(int(v) for v in args[s].ty.shape.values) if s in args else ()
-            outputs[f"d_{s}"] = self._new(f"d.{inputs[s]}" if s in inputs else f"d.{where}.{s}", shape)
+        for s, shape in gradients.items():
+            outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
         self.calls.append(Call(op.name, inputs, outputs, attrs, where=where))
-        return [outputs[f"d_{s}"] for s in slots]
+        return list(outputs.values())
 
     def _only_needed(self, needed: set[str]) -> list[Call]:
         """Drop outputs, inputs and calls that lead to no wanted gradient."""

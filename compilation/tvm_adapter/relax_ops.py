@@ -50,8 +50,8 @@ def _shape(expr: Any) -> tuple[int, ...]:
 
 def _infer(call: relax.Call, _: Any) -> Any:
     op, args, attrs = read_call(call)
-    if "dy" in args or op.name.endswith("_grad"):
-        return relax.TupleType([args[s].ty for s in attrs["_slots"]])
+    if "_gradients" in attrs:
+        return relax.TupleType([relax.TensorType(shape, "float32") for shape in attrs["_gradients"].values()])
     shapes = {s: _shape(a) for s, a in args.items()}
     (shape, dtype), = op.infer(Site(shapes, attrs)).values()
     return relax.TensorType(list(shape), {"f32": "float32", "i32": "int32", "u8": "uint8"}[dtype])
@@ -70,7 +70,8 @@ def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
         inputs["dy"] = dy
     kept = {k: v for k, v in attrs.items() if k in grad.attrs}
     extra = {k: _shape(args["x"])[0] for k in ("n",) if k in grad.attrs and "x" in args}
-    made = builder.emit(make_call(grad, inputs, {**kept, **extra, "_slots": wanted}))
+    gradients = {s: list(_shape(args[s])) for s in wanted}
+    made = builder.emit(make_call(grad, inputs, {**kept, **extra, "_gradients": gradients}))
     return [builder.emit(relax.TupleGetItem(made, wanted.index(s))) if s in wanted
             else relax.op.grad.no_grad(a) for s, a in args.items()]
 
