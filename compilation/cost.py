@@ -1,0 +1,61 @@
+"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included), traffic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compilation.ops import REGISTRY
+from compilation.ops.base import Cost
+from compilation.passes.rewrite import site
+from compilation.program import Call, Program, Role
+
+STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures that less is used
+
+
+def call_cost(program: Program, call: Call) -> Cost:
+    """The cost of one call with its present settings (0 for pure renamings)."""
+    if call.op == "reshape":
+        return Cost(0)
+    if call.op not in REGISTRY:
+        return Cost(int(call.attrs.get("macs", 0)))
+    return REGISTRY[call.op].cost(site(program, call))
+
+
+def call_macs(program: Program, call: Call) -> int:
+    return call_cost(program, call).macs
+
+
+def total_macs(program: Program) -> int:
+    """Multiply-accumulates of one training step: exactly what the C counter counts."""
+    return sum(call_macs(program, c) for c in program.calls)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step by kind. `total` is what the budget limits."""
+
+    arena: int
+    trained: int
+    state: int
+    outputs: int
+    stack: int
+    flash: int
+
+    @property
+    def total(self) -> int:
+        return self.arena + self.trained + self.state + self.outputs + self.stack
+
+
+def fixed_bytes(program: Program) -> int:
+    """RAM outside the arena: trained weights, optimiser state, outputs, stack."""
+    return program.role_bytes(Role.TRAINED, Role.STATE, Role.OUTPUT) + STACK_BYTES
+
+
+def memory(program: Program, arena: int | None = None) -> Memory:
+    """Memory of a (placed) Program. Flash holds constants and the initial values of trained weights."""
+    index = sum(2 * (len(w.index) + len(w.rest)) for w in program.weights.values() if w.axis)
+    return Memory(
+        arena=program.arena_bytes if arena is None else arena,
+        trained=program.role_bytes(Role.TRAINED), state=program.role_bytes(Role.STATE),
+        outputs=program.role_bytes(Role.OUTPUT), stack=STACK_BYTES,
+        flash=program.role_bytes(Role.CONSTANT, Role.TRAINED) + index)

@@ -1,0 +1,1 @@
+"""Liveness, placement and their checks: the arena of a Program."""

@@ -1,0 +1,1 @@
+"""Named passes over the Program, each a function; `compilation.pipeline` runs them in order."""

@@ -1,0 +1,143 @@
+"""Which activations are kept and which are computed again: optimal checkpointing of the forward chain.
+
+A cut is a point of the forward pass where one tensor carries everything onward. Between the cuts lie segments;
+the gradients of a segment read its input. With room for `slots` kept cuts, the cheapest order of keeping and
+recomputing is found by dynamic programming (Griewank and Walther, "Revolve", 2000, for unequal segment costs).
+The result is an ordinary Program: recomputation is the same calls again, on new tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from compilation.passes.rewrite import fresh
+from compilation.program import Call, Program, Role, Tensor
+
+
+@dataclass
+class Chain:
+    """The forward pass cut into segments, and the backward calls of each.
+
+    cuts[k] is the tensor between segment k and k + 1; cuts[0] is the model's input. segments[k] makes cuts[k + 1].
+    backward[k] are the gradient calls of segments[k]. Segments below `frozen` have none.
+    """
+
+    cuts: list[str]
+    segments: list[list[Call]]
+    backward: list[list[Call]]
+    frozen: int
+
+
+def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Chain:
+    """Find the cuts of a training Program whose calls are `forward` then `backward`."""
+    roles = {n: t.role for n, t in program.tensors.items()}
+    last_read = {t: i for i, c in enumerate(forward) for t in c.inputs.values()}
+    first_input = next(t for c in forward for t in c.inputs.values() if roles.get(t) is Role.INPUT)
+    cuts, segments, current = [first_input], [], []  # type: ignore[var-annotated]
+    live: set[str] = set()
+    for i, c in enumerate(forward):
+        current.append(c)
+        live |= {t for t in c.outputs.values() if roles[t] is Role.ACTIVATION}
+        live = {t for t in live if last_read.get(t, -1) > i}
+        reads_input_later = any(roles.get(t) is Role.INPUT and t == first_input and last_read[t] > i for t in last_read)
+        if len(live) == 1 and not reads_input_later or i == len(forward) - 1:
+            cuts.append(next(iter(live), program.meta["loss"]))
+            segments.append(current)
+            current = []
+    owner = {t: k for k, seg in enumerate(segments) for c in seg for t in c.outputs.values()}
+    owner |= {cut: k for k, cut in enumerate(cuts[:-1])}
+    groups: list[list[Call]] = [[] for _ in segments]
+    at = len(segments) - 1
+    for c in backward:
+        reads = [owner[t] for t in c.inputs.values() if t in owner]
+        if reads:
+            at = min(at, max(reads))
+        groups[at].append(c)
+    frozen = next((k for k, g in enumerate(groups) if g), len(segments))
+    return Chain(cuts, segments, groups, frozen)
+
+
+class Scheduler:
+    """Emits the whole step for a given number of kept cuts."""
+
+    def __init__(self, program: Program, chain: Chain, cost: Callable[[Call], int]) -> None:
+        self.base, self.chain = program, chain
+        work = [sum(cost(c) for c in seg) for seg in chain.segments]
+        self.prefix = [0]
+        for w in work:
+            self.prefix.append(self.prefix[-1] + w)
+
+    def _forward_cost(self, i: int, k: int) -> int:
+        return self.prefix[k] - self.prefix[i]
+
+    @lru_cache(maxsize=None)  # noqa: B019  (one scheduler lives as long as one compilation)
+    def best(self, i: int, j: int, slots: int, first: bool) -> tuple[int, int]:
+        """(recomputed multiply-accumulates, where the next kept cut lies; 0 for none) to go back from cut j to cut i.
+
+        first: the forward pass from i to j has just been done for the first time, so that its cuts were on hand.
+        """
+        if j <= max(self.chain.frozen, i + 1):
+            return 0, 0
+        low = max(i + 1, self.chain.frozen)
+        top = j - 1
+        plain = sum(self._forward_cost(i, k) for k in range(low, top + (0 if first else 1)))
+        choice = (plain, 0)
+        if slots:
+            for k in range(low, top + 1):
+                cost = (0 if first else self._forward_cost(i, k)) + self.best(k, j, slots - 1, first)[0] \
+                    + self.best(i, k, slots, False)[0]
+                if cost < choice[0]:
+                    choice = (cost, k)
+        return choice
+
+    def emit(self, slots: int, source: int) -> Program:
+        """The step with `slots` kept cuts besides cut `source` (0: the input itself; else the lowest needed cut)."""
+        program = copy.copy(self.base)
+        program.tensors = {n: copy.copy(t) for n, t in self.base.tensors.items()}
+        program.calls = [_copy(c) for seg in self.chain.segments for c in seg]
+        names = dict(enumerate(self.chain.cuts))
+        self._reverse(program, source, len(self.chain.segments), slots, True, names)
+        program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source]}
+        return program
+
+    def _reverse(self, program: Program, i: int, j: int, slots: int, first: bool, names: dict[int, str]) -> None:
+        if j <= self.chain.frozen:
+            return
+        if j == i + 1:
+            self._backward(program, i, names)
+            return
+        _, k = self.best(i, j, slots, first)
+        if k:
+            inner = dict(names) if first else self._recompute(program, i, k, names)
+            self._reverse(program, k, j, slots - 1, first, inner)
+            self._reverse(program, i, k, slots, False, names)
+            return
+        for k in range(j - 1, max(i, self.chain.frozen) - 1, -1):
+            fresh_names = names if (first and k == j - 1) or k == i else self._recompute(program, i, k, names)
+            self._backward(program, k, fresh_names)
+
+    def _backward(self, program: Program, k: int, names: dict[int, str]) -> None:
+        rename = {self.chain.cuts[k]: names[k]}
+        program.calls += [_copy(c, rename) for c in self.chain.backward[k]]
+
+    def _recompute(self, program: Program, i: int, k: int, names: dict[int, str]) -> dict[int, str]:
+        """Forward again from cut i to cut k, on new tensors."""
+        rename = {self.chain.cuts[i]: names[i]}
+        for segment in self.chain.segments[i:k]:
+            for c in segment:
+                for t in c.outputs.values():
+                    old = self.base.tensors[t]
+                    rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.shape, old.dtype, old.role,
+                                                   old.source)).name
+                program.calls.append(_copy(c, rename))
+        return {**names, k: rename[self.chain.cuts[k]]}
+
+
+def _copy(call: Call, rename: dict[str, str] | None = None) -> Call:
+    rename = rename or {}
+    return Call(call.op, {s: rename.get(t, t) for s, t in call.inputs.items()},
+                {s: rename.get(t, t) for s, t in call.outputs.items()}, dict(call.attrs), list(call.updates),
+                None, call.where)

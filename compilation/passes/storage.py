@@ -1,0 +1,70 @@
+"""Storage passes: results in place, dead inputs reused, kernel settings and their scratch."""
+
+from __future__ import annotations
+
+from compilation.memory.liveness import lifetimes, live_bytes, padded
+from compilation.ops import REGISTRY
+from compilation.passes.rewrite import site
+from compilation.program import Call, Program, Role, Tensor
+
+
+def share_storage(program: Program) -> None:
+    """Let a result take over the storage of an input that dies with the call, where the operation allows it."""
+    last: dict[str, int] = {}
+    for i, c in enumerate(program.calls):
+        for t in (*c.inputs.values(), *c.outputs.values()):
+            if t in program.tensors:
+                last[t] = i
+    end: dict[str, int] = {}                     # storage root -> last call that touches any of its tensors
+    for i, c in enumerate(program.calls):
+        pairs = {"y": "x"} if c.op == "reshape" else REGISTRY[c.op].may_alias(site(program, c)) if c.op in REGISTRY else {}
+        for out, into in pairs.items():
+            if out not in c.outputs or into not in c.inputs:
+                continue
+            result, source = program.tensors[c.outputs[out]], program.tensors[c.inputs[into]]
+            root = program.tensors[program.storage(source.name)]
+            sole = sum(program.storage(t) == root.name for t in c.inputs.values() if t in program.tensors) == 1
+            dies = max(end.get(root.name, -1), last[source.name]) == i
+            same = result.bytes == root.bytes and result.dtype == root.dtype
+            movable = root.role in (Role.ACTIVATION, Role.GRADIENT) and result.role in (Role.ACTIVATION, Role.GRADIENT)
+            if c.op == "reshape" or (sole and dies and same and movable):
+                result.alias = source.name
+                end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
+
+
+def least_scratch(program: Program, call: Call) -> dict[str, object]:
+    """The settings of a call that need the least scratch."""
+    options = list(REGISTRY[call.op].schedules(site(program, call)))
+    return min(options, key=lambda o: _scratch(program, call, o)) if options else {}
+
+
+def _scratch(program: Program, call: Call, settings: dict[str, object]) -> int:
+    where = site(program, call)
+    where.attrs |= settings
+    return REGISTRY[call.op].scratch(where)
+
+
+def tune(program: Program, capacity: int | None) -> int:
+    """Give every call the fastest settings whose scratch fits beside what lives during it, and its scratch tensor.
+
+    capacity: bytes of the arena; None for the fastest settings whatever they need. Calls that cannot fit get the
+    settings with the least scratch. Returns the resulting peak of live bytes.
+    """
+    live = live_bytes(program, lifetimes(program))
+    for i, call in enumerate(program.calls):
+        if call.op not in REGISTRY:
+            continue
+        options = [(o, padded(_scratch(program, call, o))) for o in REGISTRY[call.op].schedules(site(program, call))]
+        if not options:
+            continue
+        room = None if capacity is None else capacity - live[i]
+        fitting = [o for o in options if room is None or o[1] <= room]
+        settings, size = fitting[0] if fitting else min(options, key=lambda o: o[1])
+        call.attrs |= settings
+        if size:
+            name = f"scratch.{i}"
+            program.tensors.pop(name, None)
+            program.add(Tensor(name, (size,), "u8", Role.SCRATCH, source=call.where))
+            call.scratch = name
+            live[i] += size
+    return max(live, default=0)

@@ -1,0 +1,163 @@
+"""From a forward pass to a training step: loss, gradients, the update plan, and updates as soon as possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compilation.errors import PlanError
+from compilation.ops import REGISTRY
+from compilation.passes.rewrite import fresh, producers, site, use_counts, whole_weight
+from compilation.program import Call, Program, Role, Tensor, Weight
+
+Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
+
+
+def add_loss(program: Program) -> None:
+    """Append the label input and softmax cross-entropy; meta["loss"] names the result."""
+    logits = program.meta["logits"]
+    t = program.tensors[logits]
+    if len(t.shape) != 2 or t.shape[0] != 1:
+        raise PlanError(f"the model's result has shape {t.shape}, not (1, classes): a classifier is expected")
+    program.add(Tensor("label", (1,), "i32", Role.INPUT))
+    program.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
+    program.calls.append(Call("cross_entropy", {"logits": logits, "label": "label"}, {"loss": "loss"}))
+    program.meta["loss"] = "loss"
+
+
+def make_matrices(program: Program) -> None:
+    """Every parameter in a matrix slot becomes a Weight (all of it frozen so far)."""
+    for call in program.calls:
+        if call.op in REGISTRY:
+            for s in REGISTRY[call.op].inputs:
+                if s.kind == "matrix" and s.name in call.inputs:
+                    whole_weight(program, call.inputs[s.name])
+
+
+def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tuple[int, ...]]) -> dict[str, Selection]:
+    """The plan's selections, normalised; parameters the compiled model does not use raise PlanError."""
+    checked: dict[str, Selection] = {}
+    for name, selection in plan.items():
+        if selection in ("none", None):
+            continue
+        if name not in known:
+            raise PlanError(f"the update plan trains {name!r}, which the model does not have")
+        if name not in program.tensors:
+            raise PlanError(f"the update plan trains {name!r}, which the compiled model does not use")
+        if selection == "all":
+            checked[name] = "all"
+            continue
+        (axis, index), = selection.items() if isinstance(selection, dict) and len(selection) == 1 else (("?", []),)
+        if axis not in ("cols", "rows"):
+            raise PlanError(f"{name}: a selection is 'all', 'none', {{cols: [...]}} or {{rows: [...]}}, not {selection!r}")
+        if name not in program.weights:
+            raise PlanError(f"{name}: only weight matrices can be trained in part; use 'all' or 'none'")
+        size = program.weights[name].shape[1 if axis == "cols" else 0]
+        if list(index) != sorted(set(index)) or (index and not 0 <= index[0] <= index[-1] < size):
+            raise PlanError(f"{name}: {axis} must be ascending, without repeats and within 0..{size - 1}")
+        if index:
+            checked[name] = "all" if len(index) == size else {axis: [int(i) for i in index]}
+    return checked
+
+
+def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:
+    """Split trained matrices into their frozen and trained parts; trained tensors move to RAM."""
+    for name, selection in plan.items():
+        t = program.tensors[name]
+        weight = program.weights.get(name)
+        if selection == "all":
+            t.role = Role.TRAINED
+            trained = name
+            if weight:
+                weight.frozen, weight.trained = None, name
+        else:
+            assert isinstance(selection, dict) and weight is not None
+            (axis, index), = selection.items()
+            rows, cols = weight.shape
+            k = len(index)
+            part = (rows, k) if axis == "cols" else (k, cols)
+            rest = (rows, cols - k) if axis == "cols" else (rows - k, cols)
+            del program.tensors[name]
+            trained = program.add(Tensor(f"{name}.trained", part, "f32", Role.TRAINED, source=name)).name
+            frozen = program.add(Tensor(f"{name}.frozen", rest, "f32", Role.CONSTANT, source=name)).name
+            program.weights[name] = Weight(name, weight.shape, frozen, trained, axis, index)
+        if momentum:
+            program.add(Tensor(f"{trained}.velocity", program.tensors[trained].shape, "f32", Role.STATE, source=name))
+
+
+def add_updates(program: Program, backward: list[Call], gradients: dict[str, str]) -> None:
+    """Append the backward calls, each wanted gradient followed at once by its update.
+
+    A gradient that one gradient operation makes and nothing else reads is applied inside that operation
+    (`Call.updates`), so that it never exists as a tensor; any other gets an `sgd` call.
+    """
+    program.calls += backward
+    uses, made = use_counts(program), producers(program)
+    for parameter, gradient in gradients.items():
+        call = made[gradient]
+        slot = next(s for s, t in call.outputs.items() if t == gradient)
+        if uses[gradient] == 0 and slot.startswith("d_"):
+            del call.outputs[slot], program.tensors[gradient]
+            call.updates.append(slot.removeprefix("d_"))
+            call.inputs.setdefault(slot.removeprefix("d_"), parameter)
+        else:
+            update = Call("sgd", {"p": parameter, "g": gradient}, {}, {}, updates=["p"], where=call.where)
+            program.calls.insert(program.calls.index(call) + 1, update)
+    _shape_partial_gradients(program)
+
+
+def _shape_partial_gradients(program: Program) -> None:
+    """A gradient of a matrix trained in part has the shape of the trained part."""
+    for call in program.calls:
+        for slot, t in call.outputs.items():
+            weight = program.weights.get(call.inputs.get(slot.removeprefix("d_"), ""))
+            if slot.startswith("d_") and weight and weight.trained:
+                program.tensors[t].shape = program.tensors[weight.trained].shape
+        if call.op == "add" and call.outputs["y"] in program.tensors:
+            program.tensors[call.outputs["y"]].shape = program.tensors[call.inputs["a"]].shape
+
+
+def slice_early(program: Program) -> None:
+    """Where only some columns of a linear are trained, keep only those columns of its input, cut where it is made."""
+    for call in [c for c in program.calls if c.op == "linear_grad" and "x" in c.inputs]:
+        weight = program.weights[call.inputs["w"]]
+        if weight.axis != "cols":
+            continue
+        x = call.inputs["x"]
+        index = fresh(program, f"{weight.name}.columns")
+        program.add(Tensor(index, (len(weight.index),), "u16", Role.CONSTANT, source=weight.name))
+        program.meta.setdefault("index", {})[index] = list(weight.index)
+        made = producers(program).get(x)
+        at = program.calls.index(made) + 1 if made else 0
+        rows = program.tensors[x].shape[0]
+        cut = program.add(Tensor(fresh(program, f"{x}.columns"), (rows, len(weight.index)), "f32", Role.ACTIVATION)).name
+        program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=call.where))
+        call.inputs["x"] = cut
+        call.attrs["x_sliced"] = 1
+
+
+def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The initial value of every CONSTANT and TRAINED tensor, cut from the model's parameters."""
+    values: dict[str, np.ndarray] = {}
+    constants: dict[str, Any] = program.meta.get("constants", {})
+    for w in program.weights.values():
+        if w.axis:
+            whole = np.ascontiguousarray(parameters[w.name], np.float32).reshape(w.shape)
+            axis = 1 if w.axis == "cols" else 0
+            assert w.trained and w.frozen
+            values[w.trained] = np.take(whole, w.index, axis)
+            values[w.frozen] = np.take(whole, w.rest, axis)
+    for t in program.tensors.values():
+        if t.name in values or t.role not in (Role.CONSTANT, Role.TRAINED):
+            continue
+        if t.name in program.meta.get("index", {}):
+            values[t.name] = np.asarray(program.meta["index"][t.name], np.uint16)
+        else:
+            source = constants[t.name] if t.name in constants else parameters[t.name]
+            values[t.name] = np.ascontiguousarray(source, np.float32).reshape(t.shape)
+    return values
+
+
+__all__ = ["add_loss", "add_updates", "apply_plan", "check_plan", "make_matrices", "parameter_values", "site",
+           "slice_early"]
