@@ -29,8 +29,8 @@ class PlanChoice(Section):
     choose: Literal["auto", "rule", "file"] = "auto"
     rule: PlanConfig = PlanConfig()
     file: str | None = None
-    merit: list[dict[str, Any]] | None = Field(None, description="order of merit for auto; None = the default one")
-    always: dict[str, Any] = Field({}, description="plan keys that every candidate of auto gets")
+    merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit; None = the default")
+    always: dict[str, Any] = Field(default={}, description="plan keys that every candidate of auto gets")
 
 
 class BudgetConfig(Section):
@@ -64,10 +64,10 @@ class CompileConfig(Section):
     """How the C is compiled and run."""
 
     target: str = "host"
-    stack_bytes: int = Field(4096, ge=0)
-    compiler: str = Field("zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
+    stack_bytes: int = Field(default=4096, ge=0)
+    compiler: str = Field(default="zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
     optimize: str = "-O3"
-    solver_seconds: float = Field(10.0, ge=0)
+    solver_seconds: float = Field(default=10.0, ge=0)
 
 
 class RunConfig(Section):

@@ -15,8 +15,8 @@ class DataConfig(Section):
     """A data set and its few-shot split. The image size is the model's."""
 
     name: Source = "fashion-mnist"
-    data_root: str | None = Field(None, description="folder of imagefolder, cifar10 or cifar100")
-    download: bool = Field(False, description="let torchvision download CIFAR into data_root")
-    images_per_class: int | None = Field(30, ge=1, description="training images a class; None = all")
-    test_images: int | None = Field(300, ge=1, description="held-out images, balanced over classes; None = all")
+    data_root: str | None = Field(default=None, description="folder of imagefolder, cifar10 or cifar100")
+    download: bool = Field(default=False, description="let torchvision download CIFAR into data_root")
+    images_per_class: int | None = Field(default=30, ge=1, description="training images a class; None = all")
+    test_images: int | None = Field(default=300, ge=1, description="held-out images, balanced over classes; None = all")
     seed: int = 0

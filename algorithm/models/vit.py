@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import nn
 
-import algorithm.models.torchvision_shim  # noqa: F401  (before timm)
-import timm  # isort: skip
 from algorithm.errors import ModelError
 from algorithm.models.config import ModelConfig
 from algorithm.models.gram import add_gram

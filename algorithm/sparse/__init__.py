@@ -12,12 +12,12 @@ from algorithm.sparse.plan import Slice, UpdatePlan
 
 if TYPE_CHECKING:
     from algorithm.sparse.apply import AppliedPlan
+    from algorithm.sparse.merit import DEFAULT_MERIT, SearchResult, candidate_plans, search
     from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
-    from algorithm.sparse.search import DEFAULT_MERIT, SearchResult, candidate_plans, search
 
 # These need torch; loaded on first use so that reading a plan does not.
 _HOME = {"AppliedPlan": "apply", "parameter_shapes": "resolve", "plan_name": "resolve", "resolve_plan": "resolve",
-         "DEFAULT_MERIT": "search", "SearchResult": "search", "candidate_plans": "search", "search": "search"}
+         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit"}
 __all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
            "candidate_plans", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
            "search"]

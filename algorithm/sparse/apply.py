@@ -30,7 +30,7 @@ class _SlicedLinearFunction(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, index = ctx.saved_tensors
         needs = ctx.needs_input_grad
         dx = dy @ weight if needs[0] else None
@@ -43,13 +43,7 @@ class _SlicedLinearFunction(torch.autograd.Function):
 class _SlicedMixin:
     """Routes the base product of a linear through `_SlicedLinearFunction`."""
 
-    weight: Tensor
-    bias: Tensor | None
-    plan_part: Tensor
-    plan_index: Tensor
-    plan_cols: bool
-
-    def base(self, input: Tensor) -> Tensor:
+    def base(self: Any, input: Tensor) -> Tensor:
         result: Tensor = _SlicedLinearFunction.apply(input, self.weight, self.bias, self.plan_part, self.plan_index,
                                                      self.plan_cols)
         return result
@@ -76,7 +70,7 @@ class AppliedPlan:
         self.model, self.plan = model, plan
         self.leaves: dict[str, Tensor] = {}
         self._required = {n: p.requires_grad for n, p in model.named_parameters()}
-        self._sliced: list[tuple[nn.Linear, type]] = []
+        self._sliced: list[tuple[Any, type]] = []
         for name, parameter in model.named_parameters():
             choice = plan.parameters.get(name)
             parameter.requires_grad_(choice == "all")
@@ -87,14 +81,14 @@ class AppliedPlan:
                 self.leaves[name] = self._slice(name, parameter, choice)
 
     def _slice(self, name: str, parameter: Tensor, choice: Slice) -> Tensor:
-        owner = self.model.get_submodule(name.rpartition(".")[0])
+        owner: Any = self.model.get_submodule(name.rpartition(".")[0])
         kind = _SlicedLoraLinear if type(owner) is LoraLinear else _SlicedLinear
         if type(owner) not in (nn.Linear, LoraLinear) or not name.endswith(".weight"):
             raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
         index = torch.tensor(choice.index, dtype=torch.long, device=parameter.device)
         part = parameter.detach().index_select(1 if choice.axis == "cols" else 0, index).requires_grad_(True)
         self._sliced.append((owner, type(owner)))
-        owner.plan_part, owner.plan_index, owner.plan_cols = part, index, choice.axis == "cols"  # type: ignore[assignment]
+        owner.plan_part, owner.plan_index, owner.plan_cols = part, index, choice.axis == "cols"
         owner.__class__ = kind
         return part
 
@@ -102,7 +96,7 @@ class AppliedPlan:
     def sync(self) -> None:
         """Write the trained slices into their weights."""
         for owner, _ in self._sliced:
-            owner.weight.index_copy_(1 if owner.plan_cols else 0, owner.plan_index, owner.plan_part)  # type: ignore[arg-type]
+            owner.weight.index_copy_(1 if owner.plan_cols else 0, owner.plan_index, owner.plan_part)
 
     def close(self) -> None:
         """Take the plan off the model again."""

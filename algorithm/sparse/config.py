@@ -19,22 +19,22 @@ class PlanConfig(Section):
     Biases and LayerNorms go with `n_bias_update`, matrices with `n_weight_update` or `manual_weight_idx`.
     """
 
-    enable_backward_config: bool = Field(True, description="false: train every parameter (full update)")
-    n_bias_update: Count = Field("all", description="biases (and LayerNorms) of the last n blocks")
-    n_weight_update: Count = Field(0, description="matrices of the last n blocks")
-    manual_weight_idx: list[int] | None = Field(None, description="block indices, instead of n_weight_update")
-    vit_layer_types: list[LayerType] = Field(["attention", "mlp", "head"],
+    enable_backward_config: bool = Field(default=True, description="false: train every parameter (full update)")
+    n_bias_update: Count = Field(default="all", description="biases (and LayerNorms) of the last n blocks")
+    n_weight_update: Count = Field(default=0, description="matrices of the last n blocks")
+    manual_weight_idx: list[int] | None = Field(default=None, description="block indices, instead of n_weight_update")
+    vit_layer_types: list[LayerType] = Field(default=["attention", "mlp", "head"],
                                              description="matrices of which layers; head: weight and bias, whole")
-    weight_update_ratio: float | list[float] = Field(1.0, description="share of a matrix; one a block when a list")
+    weight_update_ratio: float | list[float] = Field(default=1.0, description="share of a matrix, or one a block")
     weight_select_criteria: Criteria = "magnitude+"
-    weight_select_axis: Literal["cols", "rows"] = Field("cols", description="cols = input features")
-    bias: bool = Field(True, description="train the biases of those n_bias_update blocks")
-    layer_norm: bool = Field(True, description="train their LayerNorms, and the final one")
-    layer_scale: bool = Field(False, description="train their LayerScale vectors")
-    n_gram_update: Count = Field(0, description="Gram A and B of the last n blocks")
-    n_lora_update: Count = Field(0, description="LoRA A and B of the last n blocks (and of the head, when any)")
-    parameters: dict[str, Any] = Field({}, description="explicit choices by parameter name; they win")
-    seed: int = Field(0, description="for weight_select_criteria: random")
+    weight_select_axis: Literal["cols", "rows"] = Field(default="cols", description="cols = input features")
+    bias: bool = Field(default=True, description="train the biases of those n_bias_update blocks")
+    layer_norm: bool = Field(default=True, description="train their LayerNorms, and the final one")
+    layer_scale: bool = Field(default=False, description="train their LayerScale vectors")
+    n_gram_update: Count = Field(default=0, description="Gram A and B of the last n blocks")
+    n_lora_update: Count = Field(default=0, description="LoRA A and B of the last n blocks (and of the head, when any)")
+    parameters: dict[str, Any] = Field(default={}, description="explicit choices by parameter name; they win")
+    seed: int = Field(default=0, description="for weight_select_criteria: random")
     name: str = ""
 
     @field_validator("manual_weight_idx", "weight_update_ratio", mode="before")

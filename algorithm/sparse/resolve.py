@@ -45,7 +45,7 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
     """The explicit plan of a rule. Raises PlanError when the rule does not fit the model."""
     named = dict(model.named_parameters())
     if not config.enable_backward_config:
-        plan = UpdatePlan({n: "all" for n in named}, config.name or "full update")
+        plan = UpdatePlan(dict.fromkeys(named, "all"), config.name or "full update")
         return _with_explicit(plan, config, model)
     depth = len(model.blocks)  # type: ignore[arg-type]
     biased = set(_last(config.n_bias_update, depth, "n_bias_update"))
@@ -107,7 +107,7 @@ def _with_explicit(plan: UpdatePlan, config: PlanConfig, model: nn.Module) -> Up
         plan.parameters.pop(name, None)
     plan.parameters.update({n: c for n, c in explicit.parameters.items() if c == "all" or c.index})
     order = list(dict(model.named_parameters()))
-    UpdatePlan({n: "all" for n in config.parameters}).check(parameter_shapes(model))
+    UpdatePlan(dict.fromkeys(config.parameters, "all")).check(parameter_shapes(model))
     plan.check(parameter_shapes(model))
     plan.parameters = {n: plan.parameters[n] for n in order if n in plan.parameters}
     return plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from algorithm.training.checkpoint import read_safetensors, save_model, write_safetensors
 from algorithm.training.config import TrainConfig
-from algorithm.training.evaluate import Evaluation, evaluate
-from algorithm.training.finetune import TrainResult, finetune, image_order
+from algorithm.training.evaluation import Evaluation, evaluate
+from algorithm.training.loop import TrainResult, finetune, image_order
 from algorithm.training.progress import progress
 from algorithm.training.trace import Trace, record_trace, run_steps
 

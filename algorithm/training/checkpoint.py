@@ -34,8 +34,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     """Inverse of `write_safetensors`. Raises CheckpointError."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-            return {n: file.get_tensor(n) for n in names}, {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            return {n: file.get_tensor(n) for n in list(file.keys())}, metadata
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
 

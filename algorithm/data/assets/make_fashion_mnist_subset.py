@@ -42,7 +42,7 @@ def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array))  # type: ignore[arg-type]
+                np.lib.format.write_array(file, np.ascontiguousarray(array))
 
 
 def main() -> None:

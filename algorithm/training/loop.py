@@ -100,7 +100,7 @@ class _Cache:
 
 
 def _fingerprint(data: Dataset) -> int:
-    return zlib.crc32(data.labels.tobytes(), zlib.crc32(np.ascontiguousarray(data.images)))
+    return zlib.crc32(data.labels.tobytes(), zlib.crc32(data.images.tobytes()))
 
 
 def _save(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any]) -> None:
