@@ -1,0 +1,217 @@
+"""Program -> a self-contained C folder: header, step, constant weights, the kernels that it needs, build files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from compilation.ops.base import REGISTRY, Op
+from compilation.program import Program, Role, Tensor
+from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from runtime.codegen.layout import NUMPY_DTYPE, Layout, digest, lay_out, part_of, part_value, weights_image
+from runtime.errors import CodegenError
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+STACK_BYTES = 4096          # stack reserve that the budget counts
+INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+
+
+@dataclass
+class Interface:
+    """The tensors a caller of the C code meets."""
+
+    image: Tensor
+    label: Tensor | None
+    logits: Tensor
+    loss: Tensor | None
+
+    @property
+    def classes(self) -> int:
+        return int(self.logits.shape[-1])
+
+
+@dataclass
+class Generated:
+    """What was written. Byte figures are exact: planned RAM and constant flash without code."""
+
+    folder: Path
+    layout: Layout
+    interface: Interface
+    sources: list[str] = field(default_factory=list)    # C files to compile, in order
+
+    @property
+    def ram_bytes(self) -> int:
+        """Arena + trained + state + output + stack reserve: what the budget counts."""
+        s = self.layout.sizes
+        return s["arena"] + s["trained"] + s["state"] + s["output"] + STACK_BYTES
+
+    @property
+    def constant_bytes(self) -> int:
+        return self.layout.sizes["weights"] + self.layout.table_bytes
+
+
+def find_interface(program: Program) -> Interface:
+    """Image, label, logits and loss, from `meta` ({"image": tensor name, ...}) or from roles and types."""
+    def named(key: str, candidates: list[Tensor]) -> Tensor | None:
+        name = program.meta.get(key)
+        if isinstance(name, str):
+            if name not in program.tensors:
+                raise CodegenError(f"meta says {key} is tensor {name}, which does not exist")
+            return program.tensors[name]
+        return candidates[0] if candidates else None
+
+    tensors = program.tensors.values()
+    image = named("image", [t for t in tensors if t.role is Role.INPUT and t.dtype != "i32"])
+    label = named("label", [t for t in tensors if t.role is Role.INPUT and t.dtype == "i32"])
+    losses = [program.tensors[c.outputs["loss"]] for c in program.calls if "loss" in c.outputs]
+    loss = named("loss", losses)
+    outputs = [t for t in tensors if t.role is Role.OUTPUT and (loss is None or t.name != loss.name)]
+    logits = named("logits", [t for t in outputs if t.dtype == "f32"])
+    if image is None or logits is None:
+        raise CodegenError("the Program has no image INPUT or no logits OUTPUT: nothing to call from outside")
+    return Interface(image, label, logits, loss)
+
+
+def kernel_files(sources: set[str], kernels: Path) -> list[str]:
+    """The kernel sources and every project header they include, and a header's own .c file where there is one."""
+    todo, done = sorted(sources), []
+    while todo:
+        name = todo.pop(0)
+        if name in done:
+            continue
+        path = kernels / name
+        if not path.is_file():
+            raise CodegenError(f"kernel file {name} does not exist in {kernels.name}/")
+        done.append(name)
+        text = path.read_text()
+        todo += [found for found in INCLUDE.findall(text) if (kernels / found).is_file()]
+        if name.endswith(".h") and (kernels / name).with_suffix(".c").is_file():
+            todo.append(name[:-2] + ".c")
+    return sorted(done)
+
+
+@dataclass(frozen=True)
+class TrainedEntry:
+    """A row of the table of trained weights in the C code."""
+
+    name: str
+    offset: int
+    count: int
+    rows: int
+    cols: int
+    axis: str
+    index: str
+
+
+def trained_entries(program: Program, layout: Layout) -> list[TrainedEntry]:
+    """Offsets and counts are in floats; rows and cols are the stored shape; index names the chosen columns or rows."""
+    entries = []
+    for t in layout.trained:
+        rows, cols = int(np.prod(t.shape[:-1])) if len(t.shape) > 1 else 1, int(t.shape[-1]) if t.shape else 1
+        found, axis, index = part_of(program, t.name), "", ""
+        if found is not None and found[0].axis is not None:
+            axis, index = found[0].axis, layout.table(found[0].index, found[0].name)
+        offset = layout.places[t.name][1] // 4
+        entries.append(TrainedEntry(t.source or t.name, offset, t.bytes // 4, rows, cols, axis, index))
+    return entries
+
+
+def constant_tables(program: Program, values: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Index tensors that belong to no weight: their values come with the parameters."""
+    tables = {}
+    for t in program.tensors.values():
+        loose = t.role is Role.CONSTANT and t.dtype == "u16" and table_values(program, t.name) is None
+        if loose and (t.name in values or t.source in values):
+            tables[t.name] = [int(v) for v in part_value(program, t, values).ravel()]
+    return tables
+
+
+def environment() -> jinja2.Environment:
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+                             trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env.filters["c_string"] = c_string
+    env.filters["c_float"] = c_float
+    env.filters["thousands"] = lambda n: f"{n:,}"
+    return env
+
+
+def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | Path, *,
+             registry: Mapping[str, Op] | None = None, kernels: Path = KERNELS) -> Generated:
+    """Writes the C folder of a placed Program.
+
+    program: placed (every arena tensor has an offset). values: constants and initial trained weights by tensor name
+    or by PyTorch parameter name (whole parameters; parts are cut here). folder: replaced if it exists.
+    Raises CodegenError where a value, a kernel or a place is missing; nothing is written then.
+    """
+    registry = REGISTRY if registry is None else registry
+    layout, interface = lay_out(program), find_interface(program)
+    emitter = Emitter(program, layout, registry, constant_tables(program, values))
+    calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
+    ops = [registry[name] for name in sorted({c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)})]
+    headers = op_headers(ops, kernels)
+    copied = kernel_files({op.source for op in ops} | set(headers), kernels)
+    image = weights_image(program, layout, values)
+    files = render(program, layout, interface, calls, emitter, copied, headers, digest(image))
+
+    folder = Path(folder)
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name, text in files.items():
+        (fresh / name).write_text(text)
+    for name in copied:
+        shutil.copyfile(kernels / name, fresh / name)
+    (fresh / "weights.bin").write_bytes(image)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return Generated(folder, layout, interface, source_files(copied, files))
+
+
+def source_files(copied: list[str], files: Mapping[str, str]) -> list[str]:
+    return sorted(n for n in (*copied, *files) if n.endswith((".c", ".S")))
+
+
+def render(program: Program, layout: Layout, interface: Interface, calls: list[CallCode], emitter: Emitter,
+           copied: list[str], op_headers: list[str], weights_digest: str) -> dict[str, str]:
+    """The generated texts by file name."""
+    entries = trained_entries(program, layout)
+    names = ["vit_train.c", "weights.S", *(["vit_tir.c"] if emitter.tir else [])]
+    context: dict[str, Any] = {
+        "name": program.name, "program": program, "layout": layout, "sizes": layout.sizes,
+        "interface": interface, "calls": calls, "predict_calls": program.predict_calls,
+        "tir": list(emitter.tir.values()),
+        "entries": entries, "stack_bytes": STACK_BYTES, "digest": weights_digest,
+        "momentum": float(program.meta.get("momentum", 0.0)),
+        "image_place": layout.places[program.storage(interface.image.name)],
+        "label_pointer": emitter.pointer(interface.label.name) if interface.label else "",
+        "logits_pointer": emitter.pointer(interface.logits.name),
+        "loss_pointer": emitter.pointer(interface.loss.name) if interface.loss else "",
+        "image_type": C_TYPE[interface.image.dtype],
+        "item_bytes": np.dtype(NUMPY_DTYPE[interface.image.dtype]).itemsize,
+        "op_headers": op_headers,
+        "sources": sorted([*(n for n in copied if n.endswith(".c")), *names]),
+        "headers": sorted([*(n for n in copied if n.endswith(".h")), "vit_train.h"]),
+    }
+    env = environment()
+    names += ["vit_train.h", "Makefile", "CMakeLists.txt"]
+    return {name: env.get_template(name + ".j2").render(context) for name in names}
+
+
+def op_headers(ops: list[Op], kernels: Path) -> list[str]:
+    """The headers that declare the argument structs of these operations."""
+    texts = {h.name: h.read_text() for h in sorted(kernels.glob("*.h"))}
+    found = {"vt_kernels.h"}
+    for op in ops:
+        name = next((h for h, text in texts.items() if re.search(rf"\b{op.symbol}_args\b", text)), None)
+        if name is None:
+            raise CodegenError(f"no header in {kernels.name}/ declares {op.symbol}_args (operation {op.name})")
+        found.add(name)
+    return sorted(found)

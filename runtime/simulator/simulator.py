@@ -1,0 +1,259 @@
+"""Runs a generated C folder on this machine: feeds images, reads losses and weights, and watches its memory.
+
+Around each RAM block stand guard bytes; before each run everything in the arena except the image is poisoned, so a
+read of memory that was never written shows as a NaN. Measured figures are what the run
+touched, not what was planned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from compilation.program import Program
+from runtime.codegen.generate import STACK_BYTES, find_interface
+from runtime.codegen.layout import lay_out, part_value
+from runtime.errors import CodegenError, SimulationError
+from runtime.toolchain import Build, Firmware, build_firmware, build_shared
+
+HARNESS = Path(__file__).resolve().parent / "vit_harness.c"
+GUARD_BYTES = 4096
+GUARD = 0xB7
+POISONS = (0xFF, 0x7F)      # as floats a NaN and 3.4e38; a byte left alone under both was not written
+BLOCKS = ("arena", "trained", "state", "output")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured on real runs of the C code, in bytes. ram = arena high-water mark + blocks + stack reserve."""
+
+    arena_bytes: int
+    trained_bytes: int
+    state_bytes: int
+    output_bytes: int
+    other_bytes: int            # writable memory of the firmware build that belongs to no block: must be 0
+    stack_bytes: int            # deepest stack seen on this machine
+    flash_bytes: int            # linked Cortex-M7 code and constants
+    code_bytes: int
+    macs: int
+    predict_macs: int
+    undefined: frozenset[str]   # symbols the freestanding build lacks: must be empty
+
+    @property
+    def ram_bytes(self) -> int:
+        return (self.arena_bytes + self.trained_bytes + self.state_bytes + self.output_bytes + self.other_bytes
+                + STACK_BYTES)
+
+
+class Simulator:
+    """A built and loaded training step. Use as a context manager; `Simulator.build` makes one.
+
+    All arrays are copies. Raises SimulationError where the C code leaves its memory or makes a NaN.
+    """
+
+    def __init__(self, folder: str | Path, program: Program, build: Build | None = None) -> None:
+        self.folder, self.program = Path(folder), program
+        try:
+            self.layout, self.interface = lay_out(program), find_interface(program)
+        except CodegenError as error:
+            raise SimulationError(f"the Program does not fit the C folder: {error}") from None
+        self.room = Path(tempfile.mkdtemp(prefix="vit-simulator-"))
+        build = build or Build()
+        defines = ("VT_PROFILE", "VT_SIMULATOR", f"VT_GUARD_BYTES={GUARD_BYTES}",
+                   *(["VT_HAS_TRAIN_STEP"] if self.interface.label else []))
+        self.build = replace(build, defines=(*build.defines, *defines))
+        try:
+            library = build_shared(self.folder, self.room / "vit_train.so", self.build, [HARNESS])
+            self.library = ctypes.CDLL(str(library))
+            self._declare()
+        except BaseException:
+            self.close()
+            raise
+        self.stack_bytes = 0
+        self._guard()
+        self.reset()
+
+    def _declare(self) -> None:
+        lib = self.library
+        lib.vt_simulator_block.restype = ctypes.c_void_p
+        lib.vt_simulator_block.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_uint32)]
+        lib.vt_input.restype = lib.vt_logits.restype = lib.vt_trained.restype = ctypes.c_void_p
+        lib.vt_macs.restype = ctypes.c_uint64
+        for scan in (lib.vt_sim_first_difference, lib.vt_sim_last_difference):
+            scan.restype, scan.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint8]
+        lib.vt_sim_run.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.POINTER(ctypes.c_float),
+                                   ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint64)]
+        self.blocks: dict[str, tuple[int, int]] = {}
+        for which, block in enumerate(BLOCKS):
+            size = ctypes.c_uint32()
+            start = lib.vt_simulator_block(which, ctypes.byref(size))
+            if size.value != self.layout.sizes[block]:
+                raise SimulationError(f"the C code's {block} block has {size.value} bytes, the Program's "
+                                      f"{self.layout.sizes[block]}: the folder was generated from another Program")
+            if size.value:
+                self.blocks[block] = (start, size.value)
+
+    # -- life --------------------------------------------------------------------------------------
+    def close(self) -> None:
+        shutil.rmtree(self.room, ignore_errors=True)
+
+    def __enter__(self) -> Simulator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """vt_init: the initial trained weights, zero optimiser state."""
+        self.library.vt_init()
+        self._check_guards("vt_init")
+
+    # -- memory ------------------------------------------------------------------------------------
+    def _view(self, block: str) -> np.ndarray:
+        """The live bytes of a block (no copy)."""
+        start, size = self.blocks[block]
+        return np.ctypeslib.as_array(ctypes.cast(start, ctypes.POINTER(ctypes.c_uint8)), (size,))
+
+    def _guard(self) -> None:
+        for start, size in self.blocks.values():
+            ctypes.memset(start - GUARD_BYTES, GUARD, GUARD_BYTES)
+            ctypes.memset(start + size, GUARD, GUARD_BYTES)
+
+    def _check_guards(self, what: str) -> None:
+        for block, (start, size) in self.blocks.items():
+            above = self.library.vt_sim_first_difference(start + size, GUARD_BYTES, GUARD)
+            below = self.library.vt_sim_last_difference(start - GUARD_BYTES, GUARD_BYTES, GUARD)
+            if above >= 0 or below >= 0:
+                where = f"{above} bytes past the end" if above >= 0 else f"{GUARD_BYTES - below} bytes before the start"
+                self._guard()
+                raise SimulationError(f"{what} wrote {where} of the {block} block ({size} bytes)")
+
+    def _poison(self, value: int) -> None:
+        """Everything in the arena except the image, which the caller has just written."""
+        start, size = self.blocks["arena"]
+        block, offset = self.layout.places[self.program.storage(self.interface.image.name)]
+        image = self.interface.image.bytes
+        if block != "arena":
+            ctypes.memset(start, value, size)
+            return
+        ctypes.memset(start, value, offset)
+        ctypes.memset(start + offset + image, value, size - offset - image)
+
+    def write_image(self, image: np.ndarray) -> None:
+        """image: uint8 (H, W, C) (or as many values of the Program's input type)."""
+        kind = {"u8": np.uint8, "f32": np.float32}[self.interface.image.dtype]
+        data = np.ascontiguousarray(image)
+        if data.size != math.prod(self.interface.image.shape) or data.dtype != kind:
+            raise SimulationError(f"image is {data.dtype} {data.shape}, the Program reads {np.dtype(kind)} "
+                                  f"{self.interface.image.shape}")
+        ctypes.memmove(self.library.vt_input(), data.ctypes.data, data.nbytes)
+
+    # -- runs --------------------------------------------------------------------------------------
+    def _run(self, predict: bool, image: np.ndarray, label: int, lr: float, poison: int) -> tuple[float, int]:
+        self.write_image(image)
+        self._poison(poison)
+        loss, result, stack = ctypes.c_float(), ctypes.c_int32(), ctypes.c_uint64()
+        error = self.library.vt_sim_run(int(predict), label, lr, ctypes.byref(loss), ctypes.byref(result),
+                                        ctypes.byref(stack))
+        if error:
+            raise SimulationError(f"no thread for the simulated core (system error {error})")
+        self.stack_bytes = max(self.stack_bytes, int(stack.value))
+        self._check_guards("vt_predict" if predict else "vt_train_step")
+        return float(loss.value), int(result.value)
+
+    def train_step(self, image: np.ndarray, label: int, lr: float, poison: int = POISONS[0]) -> float:
+        """One step; returns the loss. Raises SimulationError for a label out of range or a loss that is not finite."""
+        if self.interface.label is None:
+            raise SimulationError("the Program only predicts: it has no label input")
+        if not 0 <= int(label) < self.interface.classes:
+            raise SimulationError(f"label {label} is out of range: legal are 0..{self.interface.classes - 1}")
+        loss, _ = self._run(False, image, int(label), lr, poison)
+        if not math.isfinite(loss):
+            raise SimulationError(f"the loss is {loss}: the training diverged (smaller learning rate?) or the step "
+                                  "read memory that it never wrote")
+        return loss
+
+    def predict(self, image: np.ndarray) -> int:
+        """The class with the largest logit."""
+        return self._run(True, image, 0, 0.0, POISONS[0])[1]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 (classes,) of the last run."""
+        at = ctypes.cast(self.library.vt_logits(), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(at, (self.interface.classes,)).copy()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the last run, as the kernels counted them."""
+        return int(self.library.vt_macs())
+
+    # -- trained weights ---------------------------------------------------------------------------
+    def trained(self) -> dict[str, np.ndarray]:
+        """Trained tensor name -> float32 copy in the stored shape (for a partial weight: the trained part)."""
+        out = {}
+        for t in self.layout.trained:
+            offset = self.layout.places[t.name][1]
+            out[t.name] = self._view("trained")[offset:offset + t.bytes].view(np.float32).reshape(t.shape).copy()
+        return out
+
+    def load_trained(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets trained tensors; `values` as for code generation (tensor or parameter name, parts cut here).
+        Optimiser state is set to zero."""
+        self.reset()
+        for t in self.layout.trained:
+            offset = self.layout.places[t.name][1]
+            try:
+                value = part_value(self.program, t, values)
+            except CodegenError as error:
+                raise SimulationError(str(error)) from None
+            self._view("trained")[offset:offset + t.bytes] = np.frombuffer(value.tobytes(), np.uint8)
+
+    # -- measurements ------------------------------------------------------------------------------
+    def measure(self, image: np.ndarray, label: int = 0, lr: float = 0.01,
+                firmware: Firmware | None = None) -> Measured:
+        """Runs one step under each poison from the initial weights, compares, and reads the sizes of a bare Cortex-M7
+        build. Restores the initial state. Raises SimulationError where the two runs differ (memory was read before it
+        was written) or where the stack is deeper than its reserve."""
+        touched, images, losses = [], [], []
+        trains = self.interface.label is not None
+        self.stack_bytes = 0
+        for poison in POISONS:
+            self.reset()
+            if trains:
+                losses.append(self.train_step(image, label, lr, poison))
+            else:
+                self._run(True, image, 0, 0.0, poison)
+            macs = self.macs
+            start, size = self.blocks["arena"]
+            touched.append(int(self.library.vt_sim_last_difference(start, size, poison)) + 1)
+            images.append({b: self._view(b).tobytes() for b in self.blocks if b != "arena"})
+        if images[0] != images[1] or len(set(losses)) > 1:
+            different = [b for b in images[0] if images[0][b] != images[1][b]] or ["loss"]
+            raise SimulationError(f"the step's {', '.join(different)} depends on what the arena held before: "
+                                  "a kernel reads memory that was never written")
+        self.reset()
+        self._run(True, image, 0, 0.0, POISONS[0])
+        predict_macs = self.macs
+        self.reset()
+        # the image is written by the caller, so its bytes count as touched whatever they are
+        block, offset = self.layout.places[self.program.storage(self.interface.image.name)]
+        image_end = offset + self.interface.image.bytes if block == "arena" else 0
+        firmware = firmware or build_firmware(self.folder)
+        ram = dict(firmware.ram)
+        blocks = {b: sum(ram.pop(n, 0) for n in (f".vt_{b}", f".bss.vt_{b}")) for b in BLOCKS}
+        if self.stack_bytes > STACK_BYTES and self.build.optimise == "-O3":
+            raise SimulationError(f"the step used {self.stack_bytes} bytes of stack, the reserve is {STACK_BYTES}")
+        return Measured(arena_bytes=max(*touched, image_end), trained_bytes=blocks["trained"],
+                        state_bytes=blocks["state"], output_bytes=blocks["output"], other_bytes=sum(ram.values()), stack_bytes=self.stack_bytes,
+                        flash_bytes=firmware.flash_bytes, code_bytes=firmware.code_bytes, macs=macs,
+                        predict_macs=predict_macs, undefined=firmware.undefined)
