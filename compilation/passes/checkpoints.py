@@ -22,13 +22,15 @@ class Chain:
     """The forward pass cut into segments, and the backward calls of each.
 
     cuts[k] is the tensor between segment k and k + 1; cuts[0] is the model's input. segments[k] makes cuts[k + 1].
-    backward[k] are the gradient calls of segments[k]. Segments below `frozen` have none.
+    backward[k] are the gradient calls of segments[k]. Segments below `frozen` have none. Segments from `kept` on are
+    never recomputed: they have internal tensors that their gradients read, or their cuts are small.
     """
 
     cuts: list[str]
     segments: list[list[Call]]
     backward: list[list[Call]]
     frozen: int
+    kept: int       # from this segment on everything the backward pass reads is simply kept
 
 
 def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Chain:
@@ -57,7 +59,11 @@ def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Ch
             at = min(at, max(reads))
         groups[at].append(c)
     frozen = next((k for k, g in enumerate(groups) if g), len(segments))
-    return Chain(cuts, segments, groups, frozen)
+    size = [program.tensors[c].bytes for c in cuts]
+    kept = len(segments)
+    while kept > 0 and (len(segments[kept - 1]) > 1 or size[kept - 1] * 8 <= max(size[1:])):
+        kept -= 1
+    return Chain(cuts, segments, groups, frozen, max(kept, frozen))
 
 
 class Scheduler:
@@ -99,7 +105,9 @@ class Scheduler:
         program.tensors = {n: copy.copy(t) for n, t in self.base.tensors.items()}
         program.calls = [_copy(c) for seg in self.chain.segments for c in seg]
         names = dict(enumerate(self.chain.cuts))
-        self._reverse(program, source, len(self.chain.segments), slots, True, names)
+        for k in range(len(self.chain.segments) - 1, self.chain.kept - 1, -1):
+            self._backward(program, k, names)
+        self._reverse(program, source, self.chain.kept, slots, True, names)
         program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source]}
         return program
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from tvm import relax
+from tvm.ir import GenericConst
 
 from compilation.errors import GradientError
 from compilation.ops import REGISTRY
@@ -59,6 +60,10 @@ def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
                 result, = c.outputs.values()
                 if c.op == "reshape":
                     expr = relax.op.reshape(variables[c.inputs["x"]], list(program.tensors[result].shape))
+                elif c.op == "add":         # Relax's own, so that its rule sends the gradient both ways
+                    expr = relax.op.add(variables[c.inputs["a"]], variables[c.inputs["b"]])
+                elif c.op == "mul_const":
+                    expr = relax.op.multiply(variables[c.inputs["x"]], relax.const(c.attrs["value"], "float32"))
                 elif c.op.startswith("relax:"):
                     expr = rebuild_tail(tail[result], {s: variables[t] for s, t in c.inputs.items()})
                 else:
@@ -144,6 +149,10 @@ class _Reader:
             a, b = (self.program.tensors[t] for t in args)
             if a.shape == b.shape == shape:
                 return self._emit(Call("add", {"a": a.name, "b": b.name}, {}, where=a.source), shape)
+        if name == "relax.multiply" and isinstance(args[0], str) and isinstance(expr.args[1], GenericConst):
+            value = expr.args[1].value.numpy()
+            if value.size == 1:
+                return self._emit(Call("mul_const", {"x": args[0]}, {}, {"value": float(value)}), shape)
         if name in ("relax.ones", "relax.zeros") and math.prod(shape) == 1:
             return None                       # the loss's own gradient, 1, is known to cross_entropy_grad
         inputs = {f"in{i}": a for i, a in enumerate(args) if isinstance(a, str)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 from tvm.relax.frontend.torch import from_exported_program
 
 from compilation.capture import Exported
@@ -126,8 +127,8 @@ class Importer:
     def _arg(self, expr: Any) -> Any:
         if isinstance(expr, relax.Var):
             return self.values[expr]
-        if isinstance(expr, relax.Constant):
-            return Constant(expr.data.numpy())
+        if isinstance(expr, GenericConst):
+            return Constant(np.asarray(expr.value.numpy()))
         if isinstance(expr, relax.Tuple):
             return Many([self._arg(f) for f in expr.fields])
         if isinstance(expr, relax.TupleGetItem):
@@ -513,7 +514,7 @@ def _strided_slice(index: np.ndarray, call: relax.Call) -> np.ndarray:
 
 
 def _take(index: np.ndarray, call: relax.Call) -> np.ndarray:
-    return np.take(index, call.args[1].data.numpy(), axis=int(call.attrs.axis))
+    return np.take(index, call.args[1].value.numpy(), axis=int(call.attrs.axis))
 
 
 REARRANGEMENTS: dict[str, Callable[[np.ndarray, relax.Call], Any]] = {

@@ -1,0 +1,109 @@
+"""The compiler, stage by stage: capture, differentiate, schedule, place. A PyTorch module in, a placed Program out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compilation.capture import Exported, InputSpec, capture
+from compilation.cost import Memory, memory
+from compilation.errors import BudgetError, PlacementError
+from compilation.memory.liveness import lifetimes, lower_bound
+from compilation.memory.placement import Item, place
+from compilation.memory.validate import check_program_memory
+from compilation.passes.training import Selection, parameter_values
+from compilation.program import Program
+from compilation.scheduling import Planner, Schedule, binding
+from compilation.tvm_adapter import import_model
+from compilation.verify import verify
+
+
+@dataclass
+class Compiled:
+    """A compiled training step.
+
+    program: placed and verified. values: initial value of every CONSTANT and TRAINED tensor. memory: bytes by kind.
+    bound: liveness lower bound of the arena. macs / macs_without_recompute: multiply-accumulates a step.
+    """
+
+    program: Program
+    values: dict[str, np.ndarray]
+    memory: Memory
+    bound: int
+    macs: int
+    macs_without_recompute: int
+    schedule: str
+    trained_parameters: int
+
+
+class Compiler:
+    """Compiles one model; captured once, then planned for any number of update plans and budgets."""
+
+    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit") -> None:
+        self.exported: Exported = capture(model, spec)
+        self.forward = import_model(self.exported, name)
+        self.shapes = {n: v.shape for n, v in self.exported.parameters.items()}
+
+    def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
+        return Planner(self.forward, plan, self.shapes, momentum)
+
+    def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0) -> int:
+        """Bytes of the smallest schedule of a plan: what a search over plans asks."""
+        return self.planner(plan, momentum).smallest().ram
+
+    def compile(self, plan: dict[str, Selection], budget: int | None = None, momentum: float = 0.0,
+                progress: Callable[[str], None] | None = None) -> Compiled:
+        """The fastest training step within `budget` bytes of RAM (None: the fastest of all).
+
+        Raises BudgetError with the smallest possible figure and what binds it, when nothing fits.
+        """
+        say = progress or (lambda text: None)
+        planner = self.planner(plan, momentum)
+        say("searching schedules")
+        unconstrained = planner.unconstrained()
+        schedule = unconstrained if budget is None or unconstrained.ram <= budget else planner.fastest(budget)
+        if schedule is None:
+            smallest = planner.smallest()
+            raise BudgetError(f"this update plan needs at least {smallest.ram:,} bytes of RAM, {smallest.ram - (budget or 0):,} more "
+                              f"than the budget of {budget:,}; the most bytes live at {binding(smallest.program)}",
+                              smallest.ram, binding(smallest.program))
+        say("placing the arena")
+        return self.finish(schedule, unconstrained.macs, budget)
+
+    def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
+        """Place, check and cost a schedule."""
+        program = schedule.program
+        capacity = None if budget is None else budget - schedule.fixed
+        place_program(program, capacity)
+        verify(program, "place")
+        program.meta.pop("tail", None)
+        cost = memory(program)
+        trained = sum(int(np.prod(t.shape)) for t in program.tensors.values() if t.role.value == "trained")
+        return Compiled(program, parameter_values(program, self.exported.parameters), cost, lower_bound(program),
+                        schedule.macs, macs_without_recompute, f"{schedule.streamed}; {schedule.checkpoints} checkpoints",
+                        trained)
+
+
+def place_program(program: Program, capacity: int | None) -> None:
+    """Give every arena tensor its offset; the judge checks the result. Raises PlacementError."""
+    life = lifetimes(program)
+    items = [Item(n, *life[n], program.tensors[n].bytes) for n in life]
+    placement = place([Item(i.id, i.lower, i.upper, -(-i.size // 4) * 4) for i in items], capacity)
+    for n in life:
+        program.tensors[n].offset = placement.offsets[n]
+    for t in program.tensors.values():
+        if t.alias:
+            t.offset = program.tensors[program.storage(t.name)].offset
+    check_program_memory(program, placement.height)
+    if capacity is not None and placement.height > capacity:
+        raise PlacementError(f"the arena needs {placement.height} bytes, more than {capacity}")
+
+
+def compile_model(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], budget: int | None = None,
+                  momentum: float = 0.0, name: str = "vit", **options: Any) -> Compiled:
+    """Capture and compile in one call; see `Compiler.compile`."""
+    return Compiler(model, spec, name).compile(plan, budget, momentum, **options)

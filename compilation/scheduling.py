@@ -1,0 +1,196 @@
+"""The search for the fastest schedule that fits: how much is streamed, how many checkpoints, which kernel settings."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from compilation.cost import call_macs, fixed_bytes, total_macs
+from compilation.memory.liveness import lifetimes, live_bytes
+from compilation.ops import REGISTRY
+from compilation.passes.checkpoints import Chain, Scheduler, cut_chain
+from compilation.passes.narrow import narrow_rows
+from compilation.passes.rewrite import fresh
+from compilation.passes.storage import share_storage, tune
+from compilation.passes.streams import form_streams
+from compilation.passes.training import (Selection, add_loss, add_updates, apply_plan, check_plan, make_matrices,
+                                         slice_early)
+from compilation.program import Call, Program
+from compilation.tvm_adapter import differentiate
+from compilation.verify import verify
+
+
+@dataclass
+class Schedule:
+    """One executable ordering of a training step, not yet placed."""
+
+    program: Program
+    peak: int                 # arena bytes live at the worst call
+    fixed: int                # RAM outside the arena
+    macs: int
+    streamed: str             # how the chains are computed, for people
+    checkpoints: int
+
+    @property
+    def ram(self) -> int:
+        return self.peak + self.fixed
+
+
+@dataclass
+class Structure:
+    """A training step before scheduling: forward, backward, cut into segments."""
+
+    program: Program
+    chain: Chain
+    label: str
+    cache: dict[tuple[int, int], Program] = field(default_factory=dict)
+
+    def emit(self, slots: int, source: int) -> Program:
+        """The ordered step for a number of checkpoints; storage shared, not tuned."""
+        key = (slots, source)
+        if key not in self.cache:
+            program = self.scheduler.emit(slots, source)
+            slice_early(program)
+            share_storage(program)
+            verify(program, f"checkpoints({slots})")
+            self.cache[key] = program
+        program = copy.copy(self.cache[key])
+        program.tensors = dict(program.tensors)
+        program.calls = [copy.copy(c) for c in program.calls]
+        for c in program.calls:
+            c.attrs = dict(c.attrs)
+        return program
+
+    @property
+    def scheduler(self) -> Scheduler:
+        if not hasattr(self, "_scheduler"):
+            self._scheduler = Scheduler(self.program, self.chain, lambda c: call_macs(self.program, c))
+        return self._scheduler
+
+
+def clone(program: Program) -> Program:
+    """A copy whose tensors and calls can be changed (the tail's Relax calls are shared)."""
+    new = Program(program.name, meta=dict(program.meta))
+    new.tensors = {n: copy.copy(t) for n, t in program.tensors.items()}
+    new.weights = {n: copy.copy(w) for n, w in program.weights.items()}
+    new.calls = [Call(c.op, dict(c.inputs), dict(c.outputs), dict(c.attrs), list(c.updates), None, c.where)
+                 for c in program.calls]
+    new.meta["tail"] = dict(program.meta.get("tail", {}))
+    return new
+
+
+class Planner:
+    """Schedules of one model under one update plan.
+
+    forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
+    """
+
+    def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
+                 momentum: float = 0.0, lower_tail: Callable[[Program], None] | None = None) -> None:
+        self.forward, self.plan, self.shapes, self.momentum = forward, plan, shapes, momentum
+        self.lower_tail = lower_tail
+        probe = clone(forward)
+        self.chains = form_streams(probe)
+        self._structures: dict[int, Structure] = {}
+
+    def structure(self, whole: int) -> Structure:
+        """The training step with the last `whole` chains computed as whole tensors and all others streamed."""
+        if whole not in self._structures:
+            self._structures[whole] = self._build(whole)
+        return self._structures[whole]
+
+    def _build(self, whole: int) -> Structure:
+        program = clone(self.forward)
+        form_streams(program, set(range(self.chains - whole)))
+        narrow_rows(program)
+        add_loss(program)
+        make_matrices(program)
+        verify(program, "forward")
+        plan = check_plan(program, self.plan, self.shapes)
+        forward = list(program.calls)
+        backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
+        apply_plan(program, plan, self.momentum)
+        add_updates(program, backward, gradients)
+        if self.lower_tail:
+            self.lower_tail(program)
+        verify(program, "differentiate")
+        chain = cut_chain(program, forward, program.calls[len(forward):])
+        label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
+        return Structure(program, chain, label)
+
+    def at(self, whole: int, slots: int, source: int, arena: int | None) -> Schedule:
+        """One schedule, its kernels tuned for an arena of `arena` bytes (None: as fast as possible)."""
+        structure = self.structure(whole)
+        program = structure.emit(slots, source)
+        peak = tune(program, arena)
+        program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, slots)
+
+    def _sources(self, structure: Structure) -> list[int]:
+        return sorted({0, structure.chain.frozen} - {len(structure.chain.segments)}) or [0]
+
+    def _max_slots(self, structure: Structure) -> int:
+        return max(0, structure.chain.kept - structure.chain.frozen)
+
+    def smallest(self) -> Schedule:
+        """The schedule with the least RAM (kernel settings with the least scratch)."""
+        structure = self.structure(0)
+        options = [self.at(0, 0, source, 0) for source in self._sources(structure)]
+        return min(options, key=lambda s: s.ram)
+
+    def unconstrained(self) -> Schedule:
+        """No recomputation at all: every chain whole, everything kept, fastest settings."""
+        structure = self.structure(self.chains)
+        return self.at(self.chains, self._max_slots(structure), structure.chain.frozen
+                       if structure.chain.frozen < len(structure.chain.segments) else 0, None)
+
+    def fastest(self, budget: int) -> Schedule | None:
+        """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""
+        best: Schedule | None = None
+        for schedule in self.explore(budget):
+            if schedule.ram <= budget and (best is None or (schedule.macs, schedule.ram) < (best.macs, best.ram)):
+                best = schedule
+        return best
+
+    def explore(self, budget: int) -> Iterator[Schedule]:
+        """Schedules worth comparing under a budget: for each way of streaming, the most checkpoints that fit."""
+        for whole in self._whole_options():
+            structure = self.structure(whole)
+            room = budget - fixed_bytes(structure.program)
+            fitted = False
+            for source in self._sources(structure):
+                low, high, found = 0, self._max_slots(structure), None
+                while low <= high:
+                    slots = (low + high) // 2
+                    schedule = self.at(whole, slots, source, room)
+                    if schedule.peak <= room:
+                        found, low = schedule, slots + 1
+                    else:
+                        high = slots - 1
+                if found:
+                    fitted = True
+                    yield found
+                    for fewer in range(found.checkpoints - 1, max(-1, found.checkpoints - 3), -1):
+                        yield self.at(whole, fewer, source, room)
+            if not fitted:
+                return                     # more whole chains need more memory still
+
+    def _whole_options(self) -> list[int]:
+        steps = {0, self.chains} | {2 ** k for k in range(int(math.log2(max(self.chains, 1))) + 1)}
+        return sorted(s for s in steps if s <= self.chains)
+
+
+def binding(program: Program) -> str:
+    """The call at which most bytes live, and what they are: for messages."""
+    life = lifetimes(program)
+    live = live_bytes(program, life)
+    at = max(range(len(live)), key=live.__getitem__)
+    call = program.calls[at]
+    tensors = sorted(((program.tensors[n].bytes, n) for n, (a, b) in life.items() if a <= at < b), reverse=True)
+    listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
+    return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
+
+
+__all__ = ["Planner", "Schedule", "Structure", "binding", "clone", "fresh", "REGISTRY"]
