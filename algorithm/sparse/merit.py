@@ -22,17 +22,13 @@ from algorithm.sparse.resolve import parameter_shapes, resolve_plan
 Cost = Callable[[UpdatePlan], int | None]
 BYTES_PER_NUMBER = 4
 
-# Deeper bias+LN first, then attention columns, then the MLP. The default order of `configs/merit/default.yaml`.
+# Deeper bias+LN first, then attention columns, then the MLP. The default order of `configs/recipes/merit_default.yaml`.
 DEFAULT_MERIT: list[dict[str, Any]] = [
     {"n_bias_update": "0..all"},
-    {"n_bias_update": "all", "n_weight_update": "1..all", "vit_layer_types": ["attention", "head"],
-     "weight_update_ratio": 0.25},
-    {"n_bias_update": "all", "n_weight_update": "1..all", "vit_layer_types": ["attention", "mlp", "head"],
-     "weight_update_ratio": 0.25},
-    {"n_bias_update": "all", "n_weight_update": "all", "vit_layer_types": ["attention", "mlp", "head"],
-     "weight_update_ratio": 0.5},
-    {"n_bias_update": "all", "n_weight_update": "all", "vit_layer_types": ["attention", "mlp", "head"],
-     "weight_update_ratio": 1.0},
+    {"n_bias_update": "all", "n_weight_update": {"attention": "1..all"}, "weight_update_ratio": 0.25},
+    {"n_bias_update": "all", "n_weight_update": {"attention": "all", "mlp": "1..all"}, "weight_update_ratio": 0.25},
+    {"n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 0.5},
+    {"n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 1.0},
     {"enable_backward_config": False},
 ]
 
@@ -66,26 +62,43 @@ def expand_merit(rules: Sequence[Mapping[str, Any]], depth: int) -> list[PlanCon
     for i, rule in enumerate(rules):
         if not isinstance(rule, Mapping):
             raise ConfigError(f"merit[{i}] must be a mapping of plan keys, found {type(rule).__name__}")
-        ranged = [k for k, v in rule.items() if isinstance(v, str) and re.fullmatch(r"\d+\.\.(\d+|all)", v)]
-        if len(ranged) > 1:
-            raise ConfigError(f"merit[{i}] has two ranges ({ranged[0]}, {ranged[1]}); use one a rule")
-        if not ranged:
-            configs.append(parse(PlanConfig, dict(rule), f"merit[{i}]"))
-            continue
-        low, high = rule[ranged[0]].split("..")
+        ranges = _find_ranges(rule)
+        if len(ranges) > 1:
+            raise ConfigError(f"merit[{i}] has two ranges ({ranges[0]}, {ranges[1]}); use one a rule")
+        low, high = ranges[0].split("..") if ranges else ("0", "0")
         for n in range(int(low), (depth if high == "all" else int(high)) + 1):
-            configs.append(parse(PlanConfig, {**rule, ranged[0]: n}, f"merit[{i}]"))
+            configs.append(parse(PlanConfig, _fill_range(rule, n), f"merit[{i}]"))
     return configs
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+\.\.(\d+|all)", value) is not None
+
+
+def _find_ranges(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [r for v in value.values() for r in _find_ranges(v)]
+    return [value] if _is_range(value) else []
+
+
+def _fill_range(value: Any, n: int) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _fill_range(v, n) for k, v in value.items()}
+    return n if _is_range(value) else value
 
 
 def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None = None,
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
 
+    Rules that ask for Gram or LoRA matrices are left out where the model has none.
     always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update).
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
-    merged = [{**(always or {}), **rule} for rule in (DEFAULT_MERIT if rules is None else rules)]
+    names = [n.rpartition(".")[2] for n in parameter_shapes(model)]
+    lacking = [k for k, p in (("n_gram_update", "gram_b"), ("n_lora_update", "lora_b")) if p not in names]
+    merged = [{**(always or {}), **rule} for rule in (DEFAULT_MERIT if rules is None else rules)
+              if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
     for config in expand_merit(merged, depth):
         plan = resolve_plan(config, model)
@@ -95,34 +108,60 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
     return list(plans.values())
 
 
+def weighted_plans(model: nn.Module, weights: Mapping[str, float]) -> list[UpdatePlan]:
+    """Plans from explicit weights a tensor: the heaviest tensor alone, then the two heaviest, and so on (nested).
+
+    weights: parameter name, or a name's ending ("norm1.bias"), -> weight; 0 or absent is never trained.
+    """
+    scores: dict[str, float] = {}
+    for name in parameter_shapes(model):
+        fitting = [k for k in weights if name == k or name.endswith("." + k)]
+        if fitting:
+            scores[name] = weights[max(fitting, key=len)]
+    unused = [k for k in weights if not any(n == k or n.endswith("." + k) for n in scores)]
+    if unused:
+        raise ConfigError(f"merit weight {unused[0]!r} fits no parameter of the model")
+    ranked = sorted((n for n, w in scores.items() if w > 0), key=lambda n: -scores[n])  # stable: model order
+    return [UpdatePlan(dict.fromkeys(ranked[:k], "all"), f"the {k} heaviest tensors")
+            for k in range(1, len(ranked) + 1)]
+
+
 def search(plans: Sequence[UpdatePlan], model: nn.Module, cost: Cost, budget: int,
-           progress: Callable[[Candidate], None] | None = None) -> SearchResult:
-    """Walk the order of merit from its best end and stop at the first plan that fits.
+           progress: Callable[[Candidate], None] | None = None, nested: bool = False) -> SearchResult:
+    """The last plan of the order of merit that fits.
 
     cost: plan -> bytes of RAM, or None where it cannot be compiled. Plans whose trained weights alone exceed the
-    budget are not asked for.
+    budget are not asked for. nested: every plan contains the one before it, so halving the list replaces walking it.
     """
     shapes = parameter_shapes(model)
-    tried: list[Candidate] = []
-    best = None
-    for plan in reversed(plans):
-        count = plan.trained_count(shapes)
-        asked = count * BYTES_PER_NUMBER <= budget
-        candidate = Candidate(plan, count, cost(plan) if asked else None)
-        tried.append(candidate)
+    tried: dict[int, Candidate] = {}
+
+    def ask(i: int, always: bool = False) -> bool:
+        count = plans[i].trained_count(shapes)
+        asked = always or count * BYTES_PER_NUMBER <= budget
+        tried[i] = Candidate(plans[i], count, cost(plans[i]) if asked else None)
         if progress:
-            progress(candidate)
-        if candidate.bytes is not None and candidate.bytes <= budget:
-            best = candidate
-            break
-    known = [c for c in tried if c.bytes is not None]
-    if best is None and not known and plans:  # the budget is below any plan's weights: still say what is possible
-        known = [Candidate(p, p.trained_count(shapes), cost(p)) for p in plans[:1]]
-        tried += known
-        known = [c for c in known if c.bytes is not None]
-    smallest = min(known, key=_bytes, default=None)
-    above = [c for c in known if c is not best and c.bytes is not None and c.bytes > budget]
-    return SearchResult(budget, best, smallest, min(above, key=_bytes, default=None), tried)
+            progress(tried[i])
+        size = tried[i].bytes
+        return size is not None and size <= budget
+
+    best: int | None = None
+    if nested:
+        low, high = 0, len(plans)  # plans[:low] fit, plans[high:] do not
+        while low < high:
+            middle = (low + high) // 2
+            if ask(middle):
+                best, low = middle, middle + 1
+            else:
+                high = middle
+    else:
+        best = next((i for i in reversed(range(len(plans))) if ask(i)), None)
+    if best is None and plans and all(c.bytes is None for c in tried.values()):
+        ask(0, always=True)  # the budget is below any plan's weights: still say what is possible
+    known = [c for c in tried.values() if c.bytes is not None]
+    above = [c for i, c in tried.items() if c in known and (c.bytes or 0) > budget and (best is None or i > best)]
+    return SearchResult(budget, None if best is None else tried[best], min(known, key=_bytes, default=None),
+                        min(above, key=_bytes, default=None), list(tried.values()))
 
 
 def _bytes(candidate: Candidate) -> int:

@@ -51,7 +51,7 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
     biased = set(_last(config.n_bias_update, depth, "n_bias_update"))
     gram = set(_last(config.n_gram_update, depth, "n_gram_update"))
     lora = set(_last(config.n_lora_update, depth, "n_lora_update"))
-    ratios = _ratios(config, depth)
+    ratios: dict[str, dict[int, float]] = {t: _ratios(config, t, depth) for t in _MATRICES}
     generator = torch.Generator().manual_seed(config.seed)
     chosen: dict[str, Choice] = {}
     for name, parameter in named.items():
@@ -74,9 +74,11 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
             choice = "all" if block in biased and config.layer_scale else None
         elif parts[-1] == "bias":
             choice = "all" if block in biased and config.bias else None
-        elif block in ratios and any(rest in _MATRICES.get(t, ()) for t in config.vit_layer_types):
-            choice = select(parameter, ratios[block], config.weight_select_criteria, config.weight_select_axis,
-                            generator)
+        else:
+            kind = next((t for t in _MATRICES if rest in _MATRICES[t]), "")
+            if block in ratios.get(kind, {}):
+                choice = select(parameter, ratios[kind][block], config.weight_select_criteria,
+                                config.weight_select_axis, generator)
         if choice is not None:
             chosen[name] = choice
     if gram and not any(n.endswith("gram_b") for n in chosen):
@@ -86,15 +88,21 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
     return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config)), config, model)
 
 
-def _ratios(config: PlanConfig, depth: int) -> dict[int, float]:
-    """Block -> share of its matrices."""
+def _ratios(config: PlanConfig, kind: str, depth: int) -> dict[int, float]:
+    """Block -> share of its matrices of a layer type; empty where the type is not updated."""
+    if kind not in config.vit_layer_types:
+        return {}
     blocks = config.manual_weight_idx
     if blocks is None:
-        blocks = _last(config.n_weight_update, depth, "n_weight_update")
+        count = config.n_weight_update
+        count = count.get(kind, 0) if isinstance(count, dict) else count
+        blocks = _last(count, depth, "n_weight_update")
     bad = [b for b in blocks if not 0 <= b < depth]
     if bad:
         raise PlanError(f"manual_weight_idx {bad[0]} is not a block: the model has 0 to {depth - 1}")
     ratio = config.weight_update_ratio
+    if isinstance(ratio, dict):
+        ratio = ratio.get(kind, 1.0)
     values = ratio if isinstance(ratio, list) else [ratio] * len(blocks)
     if len(values) != len(blocks):
         raise PlanError(f"weight_update_ratio lists {len(values)} values for {len(blocks)} updated blocks")
@@ -119,12 +127,17 @@ def plan_name(config: PlanConfig) -> str:
     if config.n_bias_update and (config.bias or config.layer_norm):
         what = "+".join(w for w, on in (("bias", config.bias), ("LN", config.layer_norm)) if on)
         words.append(f"{what} of {_blocks(config.n_bias_update)}")
-    layers = [t for t in config.vit_layer_types if t != "head"]
-    count: Count = config.n_weight_update if config.manual_weight_idx is None else len(config.manual_weight_idx)
-    if count and layers:
-        ratio = config.weight_update_ratio
-        share = "mixed shares" if isinstance(ratio, list) else f"{100 * ratio:g} %"
-        words.append(f"{'+'.join(layers)} {share} of {_blocks(count)}")
+    parts: dict[str, list[str]] = {}  # what is said of some layer types -> those types
+    for kind in config.vit_layer_types:
+        count, ratio = config.n_weight_update, config.weight_update_ratio
+        count = count.get(kind, 0) if isinstance(count, dict) else count
+        ratio = ratio.get(kind, 1.0) if isinstance(ratio, dict) else ratio
+        if kind != "head" and (count or config.manual_weight_idx):
+            share = "mixed shares" if isinstance(ratio, list) else f"{100 * ratio:g} %"
+            chosen = config.manual_weight_idx
+            where = _blocks(count) if chosen is None else f"blocks {', '.join(map(str, chosen))}"
+            parts.setdefault(f"{share} of {where}", []).append(kind)
+    words += [f"{'+'.join(kinds)} {what}" for what, kinds in parts.items()]
     for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update)):
         if n:
             words.append(f"{label} of {_blocks(n)}")
