@@ -13,6 +13,7 @@ from runtime.errors import CodegenError
 
 C_TYPE = {"f32": "float", "i32": "int32_t", "u16": "uint16_t", "u8": "uint8_t"}
 TIR_PREFIX = "tir:"
+RENAMING = "reshape"        # a view: the same bytes under another name, no code
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,17 @@ class Emitter:
     # -- calls -------------------------------------------------------------------------------------
     def call(self, index: int, call: Call) -> CallCode:
         try:
+            if call.op == RENAMING:
+                return self.renaming(index, call)
             return self.tir_call(index, call) if call.op.startswith(TIR_PREFIX) else self.kernel_call(index, call)
         except CodegenError as error:
             raise CodegenError(f"call {index}, {call.op} ({call.where or 'no module path'}): {error}") from None
+
+    def renaming(self, index: int, call: Call) -> CallCode:
+        (source,), (result,) = call.inputs.values(), call.outputs.values()
+        if self.pointer(source) != self.pointer(result):
+            raise CodegenError(f"{result} is not stored where {source} is")
+        return CallCode(index, call.op, call.where, (), "")
 
     def kernel_call(self, index: int, call: Call) -> CallCode:
         op = self.registry.get(call.op)
@@ -201,6 +210,9 @@ class Emitter:
                     raise CodegenError(f"weight {name} is trained in part: plan all or none of it")
                 types.append(f"{const}{C_TYPE[self.program.tensors[tensor].dtype]} *")
                 arguments.append(f"{self.pointer(tensor)}")
+        if call.scratch:
+            types.append("float *")
+            arguments.append(f"(float *){self.pointer(call.scratch)}")
         known = self.tir.get(symbol)
         if known is not None and known.source != source:
             raise CodegenError(f"two different functions are called {symbol}")

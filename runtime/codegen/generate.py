@@ -14,7 +14,7 @@ import numpy as np
 
 from compilation.ops.base import REGISTRY, Op
 from compilation.program import Program, Role, Tensor
-from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from runtime.codegen.emit import C_TYPE, RENAMING, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
 from runtime.codegen.layout import NUMPY_DTYPE, Layout, digest, lay_out, part_of, part_value, weights_image
 from runtime.errors import CodegenError
 
@@ -155,7 +155,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
-    ops = [registry[name] for name in sorted({c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)})]
+    ops = [registry[name] for name in sorted({c.op for c in program.calls if not c.op.startswith((TIR_PREFIX, RENAMING))})]
     headers = op_headers(ops, kernels)
     copied = kernel_files({op.source for op in ops} | set(headers), kernels)
     image = weights_image(program, layout, values)

@@ -254,6 +254,7 @@ class Simulator:
         if self.stack_bytes > STACK_BYTES and self.build.optimise == "-O3":
             raise SimulationError(f"the step used {self.stack_bytes} bytes of stack, the reserve is {STACK_BYTES}")
         return Measured(arena_bytes=max(*touched, image_end), trained_bytes=blocks["trained"],
-                        state_bytes=blocks["state"], output_bytes=blocks["output"], other_bytes=sum(ram.values()), stack_bytes=self.stack_bytes,
+                        state_bytes=blocks["state"], output_bytes=blocks["output"],
+                        other_bytes=sum(ram.values()), stack_bytes=self.stack_bytes,
                         flash_bytes=firmware.flash_bytes, code_bytes=firmware.code_bytes, macs=macs,
                         predict_macs=predict_macs, undefined=firmware.undefined)

@@ -172,7 +172,8 @@ def build_shared(folder: Path, out: Path, build: Build, extra: list[Path] | None
     for source in extra or []:
         objects += compile_objects([source], (*flags, f"-I{folder.resolve()}"), build.compiler, build_folder)
     cpu = [f for f in build.flags if f.startswith(("-mcpu", "-march"))]
-    run([*compiler_command(build.compiler), *cpu, "-shared", "-o", str(out.resolve()), *(str(o.resolve()) for o in objects), "-lm",
+    files = [str(o.resolve()) for o in objects]
+    run([*compiler_command(build.compiler), "-O3", *cpu, "-shared", "-o", str(out.resolve()), *files, "-lm",
          "-lpthread"], folder, build_folder)
     for path in objects:
         path.unlink()

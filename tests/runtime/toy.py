@@ -91,12 +91,21 @@ def values() -> dict[str, np.ndarray]:
     return {"fc.weight": rng.normal(size=(O, K)).astype(np.float32), "fc.bias": rng.normal(size=O).astype(np.float32)}
 
 
-def write(p: Program, folder: Path, kernels: Path) -> Generated:
+def write(p: Program, folder: Path, kernels: Path, parameters: dict[str, np.ndarray] | None = None) -> Generated:
     """Generates C with the toy kernels (`kernels`: a scratch folder that is filled here)."""
     if not kernels.exists():
         shutil.copytree(HERE / "toy_kernels", kernels)
         shutil.copyfile(KERNELS / "vt_kernels.h", kernels / "vt_kernels.h")
-    return generate(p, values(), folder, registry=REGISTRY, kernels=kernels)
+    return generate(p, values() if parameters is None else parameters, folder, registry=REGISTRY, kernels=kernels)
+
+
+def part(p: Program, whole: np.ndarray, rest: bool = False) -> np.ndarray:
+    """The trained (or frozen) part of the toy's weight."""
+    weight = p.weights["fc.weight"]
+    if weight.axis is None:
+        return whole[:0] if rest else whole
+    index = weight.rest if rest else weight.index
+    return whole[:, index] if weight.axis == "cols" else whole[index]
 
 
 def reference(p: Program, images: np.ndarray, labels: np.ndarray, lr: float, momentum: float = 0.0
