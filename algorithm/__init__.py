@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from algorithm.config import RunConfig, load_run_config
     from algorithm.data import load_data
     from algorithm.models import ModelConfig, build_model
-    from algorithm.sparse import UpdatePlan, resolve_plan
+    from algorithm.sparse import UpdatePlan, choose_plan, resolve_plan
     from algorithm.training import evaluate, finetune, record_trace
 
 _HOME = {
     "RunConfig": "config", "load_run_config": "config", "load_data": "data", "ModelConfig": "models",
-    "build_model": "models", "UpdatePlan": "sparse", "resolve_plan": "sparse", "evaluate": "training",
+    "build_model": "models", "UpdatePlan": "sparse", "choose_plan": "sparse", "resolve_plan": "sparse", "evaluate": "training",
     "finetune": "training", "record_trace": "training",
 }
-__all__ = ["ModelConfig", "RunConfig", "UpdatePlan", "build_model", "evaluate", "finetune", "load_data",
+__all__ = ["ModelConfig", "RunConfig", "UpdatePlan", "build_model", "choose_plan", "evaluate", "finetune", "load_data",
            "load_run_config", "record_trace", "resolve_plan"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,20 +17,10 @@ from algorithm.models.config import ModelConfig
 from algorithm.monitor.config import MonitorConfig
 from algorithm.schema import Section, parse
 from algorithm.sparse.budgets import NAMED, parse_budget
-from algorithm.sparse.config import PlanConfig
+from algorithm.sparse.config import PlanChoice
 from algorithm.training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-class PlanChoice(Section):
-    """How the update plan is found: the best that fits (auto), by a rule, or from a plan file."""
-
-    choose: Literal["auto", "rule", "file"] = "auto"
-    rule: PlanConfig = PlanConfig()
-    file: str | None = None
-    merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit; None = the default")
-    always: dict[str, Any] = Field(default={}, description="plan keys that every candidate of auto gets")
 
 
 class BudgetConfig(Section):

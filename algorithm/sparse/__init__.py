@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from algorithm.sparse.budgets import NAMED as NAMED_BUDGETS
 from algorithm.sparse.budgets import format_bytes, parse_budget
-from algorithm.sparse.config import PlanConfig
+from algorithm.sparse.config import PlanChoice, PlanConfig
 from algorithm.sparse.plan import Slice, UpdatePlan
 
 if TYPE_CHECKING:
     from algorithm.sparse.apply import AppliedPlan
-    from algorithm.sparse.merit import DEFAULT_MERIT, SearchResult, candidate_plans, search, weighted_plans
+    from algorithm.sparse.merit import DEFAULT_MERIT, SearchResult, candidate_plans, choose_plan, search, weighted_plans
     from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
 
 # These need torch; loaded on first use so that reading a plan does not.
 _HOME = {"AppliedPlan": "apply", "parameter_shapes": "resolve", "plan_name": "resolve", "resolve_plan": "resolve",
-         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit",
+         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit", "choose_plan": "merit",
          "weighted_plans": "merit"}
-__all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
-           "candidate_plans", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
+__all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanChoice", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
+           "candidate_plans", "choose_plan", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
            "search", "weighted_plans"]
 
 

@@ -71,3 +71,13 @@ class PlanConfig(Section):
                 raise ValueError(f"weight_update_ratio lists {len(self.weight_update_ratio)} values "
                                  f"for {layers} updated blocks")
         return self
+
+
+class PlanChoice(Section):
+    """How the update plan is found: the best that fits (auto), by a rule, or from a plan file."""
+
+    choose: Literal["auto", "rule", "file"] = "auto"
+    rule: PlanConfig = PlanConfig()
+    file: str | None = None
+    merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit; None = the default")
+    always: dict[str, Any] = Field(default={}, description="plan keys that every candidate of auto gets")

@@ -15,7 +15,7 @@ from torch import nn
 
 from algorithm.errors import ConfigError
 from algorithm.schema import parse
-from algorithm.sparse.config import PlanConfig
+from algorithm.sparse.config import PlanChoice, PlanConfig
 from algorithm.sparse.plan import UpdatePlan
 from algorithm.sparse.resolve import parameter_shapes, resolve_plan
 
@@ -46,7 +46,8 @@ class Candidate:
 class SearchResult:
     """`best` None when nothing fits; `smallest` is then the plan with the fewest bytes.
 
-    `next_up` is the cheapest plan of more merit than `best`, which did not fit.
+    `next_up` is the cheapest plan of more merit than `best`, which did not fit. `nearest`: where the plan was given
+    and does not fit, the best one that does.
     """
 
     budget: int
@@ -54,6 +55,7 @@ class SearchResult:
     smallest: Candidate | None
     next_up: Candidate | None
     tried: list[Candidate] = field(default_factory=list)
+    nearest: Candidate | None = None
 
 
 def expand_merit(rules: Sequence[Mapping[str, Any]], depth: int) -> list[PlanConfig]:
@@ -166,3 +168,29 @@ def search(plans: Sequence[UpdatePlan], model: nn.Module, cost: Cost, budget: in
 
 def _bytes(candidate: Candidate) -> int:
     return candidate.bytes or 0
+
+
+def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
+                progress: Callable[[Candidate], None] | None = None) -> SearchResult:
+    """The plan of a run: the best of the order of merit that fits, or the one given by rule or file if it fits.
+
+    A given plan that does not fit leaves `best` None and itself in `tried`; `smallest` and `nearest` then come from
+    the order of merit.
+    """
+    merit = candidate_plans(model, choice.merit, choice.always)
+    if choice.choose == "auto":
+        return search(merit, model, cost, budget, progress)
+    if choice.choose == "file":
+        if choice.file is None:
+            raise ConfigError("plan.choose=file needs plan.file (--plan FILE)")
+        given = UpdatePlan.load(choice.file)
+        given.check(parameter_shapes(model))
+    else:
+        given = resolve_plan(choice.rule, model)
+    asked = Candidate(given, given.trained_count(parameter_shapes(model)), cost(given))
+    if progress:
+        progress(asked)
+    if asked.bytes is not None and asked.bytes <= budget:
+        return SearchResult(budget, asked, asked, None, [asked])
+    others = search(merit, model, cost, budget, progress)
+    return SearchResult(budget, None, others.smallest, asked, [asked, *others.tried], others.best)

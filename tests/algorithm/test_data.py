@@ -92,7 +92,7 @@ def test_too_few_images_and_labels_out_of_range(tmp_path) -> None:
 def test_cifar_from_a_local_root(tmp_path) -> None:
     with pytest.raises(DataError, match=r"cifar10 is not in .*data.download=true"):
         load_data(DataConfig(name="cifar10", data_root=str(tmp_path)), 16)
-    with pytest.raises(DataError, match="needs data.data_root"):
+    with pytest.raises(DataError, match=r"needs data\.data_root"):
         load_data(DataConfig(name="cifar100"), 16)
 
 

@@ -82,7 +82,7 @@ def test_lora_starts_as_a_no_op_and_has_its_formula() -> None:
 
 
 def test_unknown_lora_target_is_named() -> None:
-    with pytest.raises(ModelError, match="'attn.qvk'.*nearest known: 'attn.qkv'"):
+    with pytest.raises(ModelError, match=r"'attn.qvk'.*nearest known: 'attn.qkv'"):
         small_model(lora=LoraConfig(enabled=True, targets=["attn.qvk"]))
 
 

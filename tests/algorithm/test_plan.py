@@ -118,7 +118,7 @@ def test_rules_that_do_not_fit_the_model() -> None:
         resolved(manual_weight_idx=[3])
     with pytest.raises(PlanError, match=r"outside 0\.\.15"):
         resolved(parameters={"blocks.0.attn.qkv.weight": {"cols": [16]}})
-    with pytest.raises(PlanError, match="nearest known: 'head.weight'"):
+    with pytest.raises(PlanError, match=r"nearest known: 'head\.weight'"):
         resolved(parameters={"head.weigth": "all"})
     with pytest.raises(PlanError, match="ascending"):
         UpdatePlan.from_dict({"version": 1, "parameters": {"w": {"cols": [2, 1]}}})
@@ -190,3 +190,24 @@ def test_norms_do_not_depend_on_threads() -> None:
     first = resolved(model, n_weight_update="all", weight_update_ratio=0.5)
     torch.set_num_threads(2)
     assert resolved(model, n_weight_update="all", weight_update_ratio=0.5) == first
+
+
+def test_choose_plan_by_rule_file_and_merit(tmp_path) -> None:
+    model = small_model()
+    shapes = parameter_shapes(model)
+
+    def cost(plan: UpdatePlan) -> int:
+        return 4 * plan.trained_count(shapes)
+
+    by_rule = PlanChoice(choose="rule", rule=PlanConfig(n_bias_update=2))
+    found = choose_plan(by_rule, model, cost, 10**6)
+    assert found.best is not None and found.best.plan == resolve_plan(by_rule.rule, model)
+    refused = choose_plan(by_rule, model, cost, found.best.bytes - 1)
+    assert refused.best is None and refused.nearest is not None and refused.nearest.plan.name.startswith("bias+LN of the last b")
+    found.best.plan.save(tmp_path / "plan.json")
+    by_file = choose_plan(PlanChoice(choose="file", file=str(tmp_path / "plan.json")), model, cost, 10**6)
+    assert by_file.best is not None and by_file.best.plan == found.best.plan
+    with pytest.raises(ConfigError, match="needs plan.file"):
+        choose_plan(PlanChoice(choose="file"), model, cost, 10**6)
+    auto = choose_plan(PlanChoice(always={"layer_norm": False}), model, cost, 10**6)
+    assert auto.best is not None and auto.best.plan.name == "full update"

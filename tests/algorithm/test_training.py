@@ -89,7 +89,7 @@ def test_sgd_with_momentum_is_torchs() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert losses[i] == pytest.approx(float(loss), rel=1e-6)
+        assert losses[i] == pytest.approx(float(loss.detach()), rel=1e-6)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-5, atol=1e-6)
 
@@ -174,7 +174,8 @@ def test_evaluate_counts_by_image_whatever_the_batch() -> None:
 def test_trace_round_trip(tmp_path) -> None:
     model, data = small_model(gram=GramConfig(enabled=True, rank=2)), small_data()
     before = copy.deepcopy(model.state_dict())
-    plan = resolve_plan(PlanConfig(n_bias_update=2, n_gram_update=1, n_weight_update=1, weight_update_ratio=0.25), model)
+    rule = PlanConfig(n_bias_update=2, n_gram_update=1, n_weight_update=1, weight_update_ratio=0.25)
+    plan = resolve_plan(rule, model)
     trace = record_trace(model, plan, data.images, data.labels, 0.05, 0.5, tmp_path / "t.safetensors", device="cpu")
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     again = Trace.load(tmp_path / "t.safetensors")
