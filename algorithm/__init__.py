@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from algorithm.sparse import UpdatePlan, choose_plan, resolve_plan
     from algorithm.training import evaluate, finetune, record_trace
 
-_HOME = {
-    "RunConfig": "config", "load_run_config": "config", "load_data": "data", "ModelConfig": "models",
-    "build_model": "models", "UpdatePlan": "sparse", "choose_plan": "sparse", "resolve_plan": "sparse", "evaluate": "training",
-    "finetune": "training", "record_trace": "training",
-}
+_HOMES = {"config": ("RunConfig", "load_run_config"), "data": ("load_data",), "models": ("ModelConfig", "build_model"),
+          "sparse": ("UpdatePlan", "choose_plan", "resolve_plan"),
+          "training": ("evaluate", "finetune", "record_trace")}
 __all__ = ["ModelConfig", "RunConfig", "UpdatePlan", "build_model", "choose_plan", "evaluate", "finetune", "load_data",
            "load_run_config", "record_trace", "resolve_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"algorithm.{_HOME[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"algorithm.{home}"), name)
     raise AttributeError(f"module 'algorithm' has no attribute {name!r}")

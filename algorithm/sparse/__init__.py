@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
 
 # These need torch; loaded on first use so that reading a plan does not.
-_HOME = {"AppliedPlan": "apply", "parameter_shapes": "resolve", "plan_name": "resolve", "resolve_plan": "resolve",
-         "DEFAULT_MERIT": "merit", "SearchResult": "merit", "candidate_plans": "merit", "search": "merit", "choose_plan": "merit",
-         "weighted_plans": "merit"}
-__all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanChoice", "PlanConfig", "SearchResult", "Slice", "UpdatePlan",
-           "candidate_plans", "choose_plan", "format_bytes", "parameter_shapes", "parse_budget", "plan_name", "resolve_plan",
-           "search", "weighted_plans"]
+_HOMES = {"apply": ("AppliedPlan",), "resolve": ("parameter_shapes", "plan_name", "resolve_plan"),
+          "merit": ("DEFAULT_MERIT", "SearchResult", "candidate_plans", "choose_plan", "search", "weighted_plans")}
+__all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanChoice", "PlanConfig", "SearchResult", "Slice",
+           "UpdatePlan", "candidate_plans", "choose_plan", "format_bytes", "parameter_shapes", "parse_budget",
+           "plan_name", "resolve_plan", "search", "weighted_plans"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"algorithm.sparse.{_HOME[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"algorithm.sparse.{home}"), name)
     raise AttributeError(f"module 'algorithm.sparse' has no attribute {name!r}")
