@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from compilation.cost import call_macs, fixed_bytes, total_macs
@@ -18,7 +18,7 @@ from compilation.passes.streams import form_streams
 from compilation.passes.training import (Selection, add_loss, add_updates, apply_plan, check_plan, make_matrices,
                                          slice_early)
 from compilation.program import Call, Program
-from compilation.tvm_adapter import differentiate
+from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
 
 
@@ -88,9 +88,8 @@ class Planner:
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, lower_tail: Callable[[Program], None] | None = None) -> None:
+                 momentum: float = 0.0) -> None:
         self.forward, self.plan, self.shapes, self.momentum = forward, plan, shapes, momentum
-        self.lower_tail = lower_tail
         probe = clone(forward)
         self.chains = form_streams(probe)
         self._structures: dict[int, Structure] = {}
@@ -113,8 +112,7 @@ class Planner:
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, plan, self.momentum)
         add_updates(program, backward, gradients)
-        if self.lower_tail:
-            self.lower_tail(program)
+        lower_tail(program)
         verify(program, "differentiate")
         chain = cut_chain(program, forward, program.calls[len(forward):])
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"

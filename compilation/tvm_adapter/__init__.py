@@ -2,5 +2,6 @@
 
 from compilation.tvm_adapter.gradient import differentiate
 from compilation.tvm_adapter.importer import import_model
+from compilation.tvm_adapter.tail import lower_tail
 
-__all__ = ["differentiate", "import_model"]
+__all__ = ["differentiate", "import_model", "lower_tail"]

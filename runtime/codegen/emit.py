@@ -47,15 +47,18 @@ def c_string(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
 
 
-def site_of(program: Program, call: Call) -> Site:
+def site_of(program: Program, call: Call, op: Op) -> Site:
     """What the operation may know of this call (see `Site`)."""
     shapes, parts = {}, {}
+    known = {s.name for s in op.inputs}
     for slot, name in call.inputs.items():
+        if slot not in known:
+            continue
         if name in program.weights:
             weight = program.weights[name]
             shapes[slot] = tuple(weight.shape)
-            if weight.axis:
-                parts[slot] = (weight.axis, len(weight.index))
+            if weight.trained:
+                parts[slot] = (weight.axis or "rows", len(weight.index) if weight.axis else weight.shape[0])
         elif name in program.tensors:
             shapes[slot] = tuple(program.tensors[name].shape)
         elif (table := table_values(program, name)) is not None:
@@ -187,7 +190,7 @@ class Emitter:
             fields["scratch"] = self.pointer(call.scratch)
         for attr, (c_type, default) in op.attrs.items():
             fields[attr] = self.attribute(attr, c_type, call.attrs.get(attr, default))
-        for dim, value in op.dims(site_of(self.program, call)).items():
+        for dim, value in op.dims(site_of(self.program, call, op)).items():
             fields[dim] = str(int(value))
         name = f"call_{index}"
         return CallCode(index, call.op, call.where, tuple(fields.items()), f"{op.symbol}(&{name}, step);",
