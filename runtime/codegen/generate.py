@@ -21,6 +21,8 @@ from runtime.errors import CodegenError
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 STACK_BYTES = 4096          # stack reserve that the budget counts
+DEFINITION = re.compile(r"^(?!static)[a-z_0-9]+ \**(vt_\w+)\([^;]*?\)\s*\{", re.MULTILINE)
+WORD = re.compile(r"\bvt_\w+")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -81,8 +83,10 @@ def find_interface(program: Program) -> Interface:
 
 
 def kernel_files(sources: set[str], kernels: Path) -> list[str]:
-    """The kernel sources and every project header they include, and a header's own .c file where there is one."""
+    """The kernel sources, every project header they include, and every source that defines a function they call."""
     todo, done = sorted(sources), []
+    definer = {function: path.name for path in sorted(kernels.glob("*.c"))
+               for function in DEFINITION.findall(path.read_text())}
     while todo:
         name = todo.pop(0)
         if name in done:
@@ -93,8 +97,8 @@ def kernel_files(sources: set[str], kernels: Path) -> list[str]:
         done.append(name)
         text = path.read_text()
         todo += [found for found in INCLUDE.findall(text) if (kernels / found).is_file()]
-        if name.endswith(".h") and (kernels / name).with_suffix(".c").is_file():
-            todo.append(name[:-2] + ".c")
+        if name.endswith(".c"):
+            todo += sorted({definer[word] for word in WORD.findall(text) if word in definer})
     return sorted(done)
 
 
@@ -155,7 +159,8 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
-    ops = [registry[name] for name in sorted({c.op for c in program.calls if not c.op.startswith((TIR_PREFIX, RENAMING))})]
+    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {RENAMING}
+    ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     copied = kernel_files({op.source for op in ops} | set(headers), kernels)
     image = weights_image(program, layout, values)

@@ -1,0 +1,218 @@
+"""The result of a run: report.html for people, summary.json for machines, a table for the console."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from compilation.memory.liveness import lifetimes, live_bytes
+from compilation.program import ARENA_ROLES, Program, Role
+from runtime.codegen.generate import STACK_BYTES
+from runtime.errors import ReportError
+from runtime.report.figures import Series, bar, line_chart, memory_picture, number, scatter, smooth
+from runtime.simulator import Measured
+from runtime.validate import LOSS_LIMIT, Validation
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+@dataclass
+class RunReport:
+    """Everything a report shows. Bytes are decimal; accuracies are fractions of 1 (None: not evaluated).
+
+    plan: the update plan as plain data ({"parameters": {name: "all" | {"cols"|"rows": [...]}}}).
+    training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
+    "chosen"}], the Pareto front of the chooser. facts: further lines for the table (label -> text).
+    """
+
+    name: str
+    program: Program
+    measured: Measured
+    validation: Validation
+    arena_lower_bound_bytes: int
+    trained_parameters: int
+    plan: dict[str, Any]
+    budget_bytes: int | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    training_losses: list[float] = field(default_factory=list)
+    macs_without_recompute: int | None = None
+    schedule: str = ""
+    frontier: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ram_planned_bytes(self) -> int:
+        p = self.program
+        return p.arena_bytes + p.role_bytes(Role.TRAINED, Role.STATE, Role.OUTPUT) + STACK_BYTES
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        m, v = self.measured, self.validation
+        return {
+            "name": self.name, "budget_bytes": self.budget_bytes, "ram_planned_bytes": self.ram_planned_bytes,
+            "ram_measured_bytes": m.ram_bytes, "arena_bytes": m.arena_bytes,
+            "arena_lower_bound_bytes": self.arena_lower_bound_bytes, "flash_bytes": m.flash_bytes,
+            "code_bytes": m.code_bytes, "trained_bytes": m.trained_bytes, "state_bytes": m.state_bytes,
+            "output_bytes": m.output_bytes, "stack_reserve_bytes": STACK_BYTES, "stack_measured_bytes": m.stack_bytes,
+            "macs_per_step": m.macs, "macs_predict": m.predict_macs,
+            "macs_without_recompute": self.macs_without_recompute,
+            "trained_parameters": self.trained_parameters, "plan": self.plan,
+            "accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after,
+            "trace_steps": v.steps, "loss_max_rel_error": v.loss_max_rel_error,
+            "weight_max_abs_error": v.weight_max_abs_error,
+            "loss_max_rel_error_float32": v.loss_max_rel_error_float32,
+            "weight_max_abs_error_float32": v.weight_max_abs_error_float32,
+            "validated": v.passed, "within_budget": self.within_budget, "schedule": self.schedule,
+        }
+
+    @property
+    def within_budget(self) -> bool | None:
+        return None if self.budget_bytes is None else self.measured.ram_bytes <= self.budget_bytes
+
+
+def percent(value: float | None) -> str:
+    return "not evaluated" if value is None else f"{100 * value:.1f} %"
+
+
+def memory_parts(report: RunReport) -> list[tuple[str, str, int]]:
+    """(label, css class, bytes) of the RAM by kind, measured."""
+    m = report.measured
+    parts = [("arena (activations, gradients, scratch, image)", "activation", m.arena_bytes),
+             ("trained weights", "trained", m.trained_bytes), ("optimiser state", "state", m.state_bytes),
+             ("loss and logits", "output", m.output_bytes), ("stack reserve", "stack", STACK_BYTES)]
+    return [p for p in parts if p[2]]
+
+
+def peak_tensors(program: Program) -> tuple[int, list[tuple[str, str, int]]]:
+    """The call during which most of the arena is live, and its tensors (name, role, bytes), largest first."""
+    life = lifetimes(program)
+    live = live_bytes(program, life)
+    peak = int(np.argmax(live)) if live else 0
+    names = [n for n, (a, b) in life.items() if a <= peak < b and program.tensors[n].role in ARENA_ROLES]
+    rows = [(n, program.tensors[n].role.value, program.tensors[n].bytes) for n in names]
+    return peak, sorted(rows, key=lambda r: -r[2])
+
+
+def plan_rows(report: RunReport) -> list[dict[str, str]]:
+    """One row a trained tensor: what of it is trained and how far it is from float64."""
+    errors = {t.name: t for t in report.validation.tensors}
+    parameters = report.plan.get("parameters", report.plan)
+    rows = []
+    for t in report.program.tensors.values():
+        if t.role is not Role.TRAINED:
+            continue
+        chosen = parameters.get(t.source or t.name, parameters.get(t.name, "all"))
+        if isinstance(chosen, dict):
+            (axis, index), = chosen.items()
+            weight = report.program.weights.get(t.source or t.name)
+            whole = "" if weight is None else f" of {weight.shape[1 if axis == 'cols' else 0]}"
+            what = f"{len(index)}{whole} {'columns' if axis == 'cols' else 'rows'}"
+        else:
+            what = str(chosen)
+        e = errors.get(t.name)
+        rows.append({"name": t.source or t.name, "what": what, "count": f"{t.bytes // 4:,}",
+                     "moved": number(e.moved) if e else "", "c": number(e.c) if e else "",
+                     "float32": number(e.float32) if e else ""})
+    return rows
+
+
+def figures(report: RunReport) -> dict[str, str]:
+    """The report's pictures by name."""
+    v = report.validation
+    out = {
+        "memory": memory_picture(report.program, report.budget_bytes),
+        "bytes": bar(memory_parts(report), max(report.budget_bytes or 0, report.measured.ram_bytes)),
+        "losses": line_chart([Series("PyTorch float64", v.losses64.tolist(), "line-reference"),
+                              Series("C", v.losses.tolist(), "dot-c", points=True)], "step of the trace", "loss"),
+        "errors": line_chart(
+            [Series("PyTorch float32", distances(v.losses32, v.losses64), "dot-float32", points=True),
+             Series("C", distances(v.losses, v.losses64), "dot-c", points=True)],
+            "step of the trace", "distance of the loss from float64, relative", log=True, line=(LOSS_LIMIT, "allowed")),
+    }
+    if report.training_losses:
+        window = max(1, len(report.training_losses) // 25)
+        out["training"] = line_chart(
+            [Series("each step", report.training_losses, "line-faint"),
+             Series(f"mean of {window}", smooth(report.training_losses, window), "line-c")], "step", "training loss")
+    if report.frontier:
+        out["frontier"] = scatter(
+            [(p["ram_bytes"], p["macs"], f'{p.get("label", "")}\n{p["ram_bytes"]:,} bytes, {p["macs"]:,} MACs, '
+              f'{p.get("trained_parameters", 0):,} trained', bool(p.get("chosen"))) for p in report.frontier],
+            "RAM", "multiply-accumulates a step")
+    return out
+
+
+def distances(losses: np.ndarray, reference: np.ndarray) -> list[float]:
+    return (np.abs(losses - reference) / np.maximum(np.abs(reference), 1e-30)).tolist()
+
+
+def rows(report: RunReport) -> list[tuple[str, str]]:
+    """The figures as (label, text): the console table and the report's."""
+    m, v = report.measured, report.validation
+    budget = "none" if report.budget_bytes is None else f"{report.budget_bytes:,} bytes"
+    planned = report.ram_planned_bytes
+    agree = "= planned" if planned == m.ram_bytes else f"PLANNED {planned:,}"
+    gap = m.arena_bytes / report.arena_lower_bound_bytes if report.arena_lower_bound_bytes else float("nan")
+    base = report.macs_without_recompute
+    again = f" ({m.macs / base:.2f} x without recompute)" if base else ""
+    return [
+        ("accuracy, held out", f"{percent(report.accuracy_before)} before, {percent(report.accuracy_after)} after"),
+        ("budget", budget),
+        ("RAM measured", f"{m.ram_bytes:,} bytes {agree}"),
+        ("arena", f"{m.arena_bytes:,} bytes, {gap:.3f} x the liveness bound"),
+        ("trained weights", f"{m.trained_bytes:,} bytes, {report.trained_parameters:,} parameters"),
+        ("stack", f"{m.stack_bytes:,} bytes used on this machine, {STACK_BYTES:,} reserved"),
+        ("flash", f"{m.flash_bytes:,} bytes, {m.code_bytes:,} of them code and tables (Cortex-M7)"),
+        ("multiply-accumulates", f"{m.macs:,} a step{again}, {m.predict_macs:,} a prediction"),
+        ("loss, C against float64", f"{v.loss_max_rel_error:.1e} relative (float32 PyTorch "
+                                    f"{v.loss_max_rel_error_float32:.1e}) over {v.steps} steps"),
+        ("weights, C against float64", f"{v.weight_max_abs_error:.1e} absolute (float32 PyTorch "
+                                       f"{v.weight_max_abs_error_float32:.1e})"),
+        ("verdict", "proven equal to PyTorch" if v.passed else "; ".join(v.failures()[:3])),
+        *report.facts.items(),
+    ]
+
+
+def console_table(report: RunReport) -> Table:
+    """The same figures for a terminal."""
+    table = Table(title=report.name, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for label, text in rows(report):
+        bad = (label == "verdict" and not report.validation.passed) or "PLANNED" in text
+        table.add_row(label, text, style="red" if bad else None)
+    return table
+
+
+def write_report(folder: str | Path, report: RunReport, console: Console | None = None) -> Path:
+    """Writes report.html and summary.json into the run folder, prints the table when a console is given.
+
+    Returns the report's path. Raises ReportError where the folder cannot be written.
+    """
+    folder = Path(folder)
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+                             autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    peak, tensors = peak_tensors(report.program)
+    page = env.get_template("report.html.j2").render(
+        report=report, m=report.measured, v=report.validation, rows=rows(report), figures=figures(report),
+        parts=memory_parts(report), plan=plan_rows(report), peak=peak, peak_call=report.program.calls[peak],
+        peak_tensors=tensors, percent=percent, stack=STACK_BYTES)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("report.html", page), ("summary.json", json.dumps(report.summary(), indent=1) + "\n")):
+            fresh = folder / (name + ".new")
+            fresh.write_text(text)
+            fresh.replace(folder / name)
+    except OSError as error:
+        raise ReportError(f"cannot write to {folder}: {error.strerror}; choose another output folder") from None
+    if console:
+        console.print(console_table(report))
+    return folder / "report.html"
