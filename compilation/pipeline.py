@@ -67,12 +67,18 @@ class Compiler:
         unconstrained = planner.unconstrained()
         schedule = unconstrained if budget is None or unconstrained.ram <= budget else planner.fastest(budget)
         if schedule is None:
-            smallest = planner.smallest()
-            raise BudgetError(f"this update plan needs at least {smallest.ram:,} bytes of RAM, {smallest.ram - (budget or 0):,} more "
-                              f"than the budget of {budget:,}; the most bytes live at {binding(smallest.program)}",
-                              smallest.ram, binding(smallest.program))
+            raise self.refusal("this update plan", planner.smallest(), budget or 0)
         say("placing the arena")
         return self.finish(schedule, unconstrained.macs, budget)
+
+    def refusal(self, what: str, smallest: Schedule, budget: int, nearest: str | None = None) -> BudgetError:
+        """The error for a plan that does not fit: its smallest possible RAM, what binds it, what would fit."""
+        where = binding(smallest.program)
+        text = (f"{what} needs at least {smallest.ram:,} bytes of RAM, {smallest.ram - budget:,} more than the budget of "
+                f"{budget:,} ({smallest.fixed:,} outside the arena: trained weights, state, outputs, stack); "
+                f"the arena is bound by {where}")
+        return BudgetError(text + (f"; nearest plan that fits: {nearest}" if nearest else
+                                   "; no plan of the order of merit needs less"), smallest.ram, where, nearest)
 
     def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
         """Place, check and cost a schedule."""

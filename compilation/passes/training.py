@@ -20,6 +20,7 @@ def add_loss(program: Program) -> None:
     t = program.tensors[logits]
     if len(t.shape) != 2 or t.shape[0] != 1:
         raise PlanError(f"the model's result has shape {t.shape}, not (1, classes): a classifier is expected")
+    t.role = Role.OUTPUT
     program.add(Tensor("label", (1,), "i32", Role.INPUT))
     program.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
     program.calls.append(Call("cross_entropy", {"logits": logits, "label": "label"}, {"loss": "loss"}))
