@@ -33,7 +33,7 @@ class ToyTrace:
 def record(steps: int = 6) -> ToyTrace:
     images, labels = data(steps)
     losses, final = toy.reference(toy.program("cols", 0.5), images, labels, 0.1, 0.5)
-    rough = {k: v.astype(np.float32) + np.float32(2e-7) * np.abs(v).astype(np.float32) for k, v in final.items()}
+    rough = {k: v.astype(np.float32) + np.float32(1e-6) * np.abs(v).astype(np.float32) for k, v in final.items()}
     return ToyTrace(images, labels, np.array(losses) * (1 + 2e-6), np.array(losses), toy.values(), rough, final,
                     {"lr": 0.1, "momentum": 0.5})
 
