@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,19 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
-    """Defaults (configs/default.yaml), then config files in order, then dotted overrides ("train.lr=0.01")."""
+def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = (),
+                    values: Mapping[str, Any] | None = None) -> RunConfig:
+    """Defaults (configs/default.yaml), config files in order, `values` by dotted key as they are, and dotted overrides
+    ("train.lr=0.01", the value read as YAML). Later wins. Raises ConfigError.
+    """
     merged: dict[str, Any] = read_config_file(CONFIGS / "default.yaml") if (CONFIGS / "default.yaml").is_file() else {}
     given: dict[str, Any] = {}
     for path in files:
         given = _merge(given, read_config_file(path))
+    for key, value in (values or {}).items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        given = _merge(given, value)
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key.strip():
@@ -187,18 +194,18 @@ def argument_parser(description: str = "Train a vision transformer inside a memo
 
 def load_run_config(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> RunConfig:
     """The configuration of a command line. Raises ConfigError with a one-line message; `--help` exits."""
-    return config_from_args((parser or argument_parser()).parse_args(argv))
+    return config_from_args((parser or argument_parser()).parse_intermixed_args(argv))
 
 
 def config_from_args(args: argparse.Namespace) -> RunConfig:
     """The configuration of parsed arguments (a parser made by `argument_parser`, perhaps with more flags)."""
-    overrides: list[str] = []
+    values: dict[str, Any] = {}
     for flag, keys, _ in _FLAGS:
         value = getattr(args, flag.lstrip("-"))
         if value is not None:
-            overrides += [f"{key}={value}" for key in keys.split(",")]
+            values |= dict.fromkeys(keys.split(","), value)
     if args.data_root is not None and args.data is None:
-        overrides.append("data.name=imagefolder")
+        values["data.name"] = "imagefolder"
     if args.gram is not None:
-        overrides.append(f"model.gram.enabled={str(args.gram).lower()}")
-    return make_run_config(args.config, [*overrides, *args.overrides])
+        values["model.gram.enabled"] = args.gram
+    return make_run_config(args.config, args.overrides, values)

@@ -15,7 +15,8 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """A strict configuration section: unknown keys are errors, values are validated on assignment."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True,
+                              coerce_numbers_to_str=True)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from algorithm.schema import Section
 
@@ -13,3 +15,9 @@ class MonitorConfig(Section):
     jsonl: bool = True
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "vit-training"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare off as false."""
+        return "off" if value is False else value

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithm.data.dataset import Dataset
-from algorithm.errors import CheckpointError
+from algorithm.errors import CheckpointError, NonFiniteLossError
 from algorithm.models.vit import images_to_input, input_scale_shift
 from algorithm.sparse.apply import AppliedPlan
 from algorithm.sparse.plan import UpdatePlan
@@ -74,8 +74,10 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
             losses[step] = train_step(prefix.above, kept(i), int(data.labels[i]), sgd, step)
             if on_step:
                 on_step(step, losses[step])
-            if checkpoint is not None and ((step + 1) % config.checkpoint_every == 0 or step + 1 == len(order)):
-                _save(Path(checkpoint), sgd, losses[:step + 1], identity)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(order):
+                _check_finite(sgd, step, losses[step])
+                if checkpoint is not None:
+                    _save(Path(checkpoint), sgd, losses[:step + 1], identity)
     return TrainResult(losses, time.perf_counter() - start_time, first)
 
 
@@ -97,6 +99,12 @@ class _Cache:
             self.kept[i] = tokens
             self.bytes += size
         return tokens
+
+
+def _check_finite(sgd: Sgd, step: int, loss: float) -> None:
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in sgd.leaves):
+        raise NonFiniteLossError(f"weights are not finite after step {step}: lower train.lr (it is {sgd.lr:g})",
+                                 step, loss)
 
 
 def _fingerprint(data: Dataset) -> int:

@@ -26,6 +26,8 @@ class Sgd:
     def step(self, gradients: tuple[Tensor | None, ...]) -> None:
         """Update every leaf that has a gradient, then write the slices into their weights."""
         used = [(i, g) for i, g in enumerate(gradients) if g is not None]
+        if not used:
+            return
         grads = [g for _, g in used]
         if self.momentum:
             velocity = [self.velocity[i] for i, _ in used]

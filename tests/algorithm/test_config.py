@@ -27,11 +27,17 @@ def test_flags_files_and_overrides_win_in_order(tmp_path) -> None:
     (tmp_path / "base.yaml").write_text("train: {lr: 0.5, epochs: 7}\nmodel: {img_size: 98}\n")
     (tmp_path / "mine.yaml").write_text("include: base.yaml\ntrain: {lr: 0.25}\n")
     run = load_run_config(["--config", str(tmp_path / "mine.yaml"), "--memory_budget", "256kb", "--seed", "3",
-                           "--no-gram", "train.momentum=0.9", "model.img_size=112"])
+                           "train.momentum=0.9", "--no-gram", "model.img_size=112", "monitor.wandb=off"])
     assert (run.train.lr, run.train.epochs, run.train.momentum) == (0.25, 7, 0.9)
     assert run.model.img_size == 112 and run.budget.bytes == 256_000 and not run.model.gram.enabled
     assert run.train.seed == run.data.seed == run.model.seed == 3
     assert load_run_config([]).budget.bytes == 2_000_000
+
+
+def test_flags_are_taken_as_they_are() -> None:
+    run = load_run_config(["--name", "2024", "--data_root", "my: [folder]", "--output", "null", "--lr", "1e-2"])
+    assert (run.output.name, run.data.data_root, run.output.dir) == ("2024", "my: [folder]", "null")
+    assert run.train.lr == 0.01 and load_run_config(["output.name=7"]).run_name == "7"
 
 
 def test_resolved_yaml_reads_back(tmp_path) -> None:
