@@ -29,7 +29,7 @@ class RunReport:
 
     plan: the update plan as plain data ({"parameters": {name: "all" | {"cols"|"rows": [...]}}}).
     training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
-    "chosen"}], the Pareto front of the chooser. facts: further lines for the table (label -> text).
+    "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text).
     """
 
     name: str
@@ -143,11 +143,17 @@ def figures(report: RunReport) -> dict[str, str]:
             [Series("each step", report.training_losses, "line-faint"),
              Series(f"mean of {window}", smooth(report.training_losses, window), "line-c")], "step", "training loss")
     if report.frontier:
-        out["frontier"] = scatter(
-            [(p["ram_bytes"], p["macs"], f'{p.get("label", "")}\n{p["ram_bytes"]:,} bytes, {p["macs"]:,} MACs, '
-              f'{p.get("trained_parameters", 0):,} trained', bool(p.get("chosen"))) for p in report.frontier],
-            "RAM", "multiply-accumulates a step")
+        for key, name, label in (("trained_parameters", "frontier", "trained parameters"),
+                                 ("macs", "frontier_macs", "multiply-accumulates a step")):
+            if len({p[key] for p in report.frontier}) > 1 or name == "frontier":
+                out[name] = scatter([(p["ram_bytes"], p[key], point_title(p), bool(p.get("chosen")))
+                                     for p in report.frontier], "RAM", label)
     return out
+
+
+def point_title(point: dict[str, Any]) -> str:
+    return (f"{point.get('label', '')}\n{point['ram_bytes']:,} bytes, {point['macs']:,} multiply-accumulates, "
+            f"{point['trained_parameters']:,} trained parameters")
 
 
 def distances(losses: np.ndarray, reference: np.ndarray) -> list[float]:

@@ -1,0 +1,55 @@
+"""Compilers: the real kernels build for a bare core without help, errors are clear, sizes are read right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.codegen.generate import KERNELS
+from runtime.errors import ToolchainError
+from runtime.toolchain import CORTEX_M7, Build, Elf, build_shared, undefined_symbols
+from runtime.toolchain.build import EXACT, WARNINGS, ZIG_ONLY, compile_objects, compiler_command
+
+
+def test_every_kernel_compiles_for_a_bare_cortex_m7_without_an_undefined_symbol(tmp_path: Path) -> None:
+    sources = sorted(KERNELS.glob("*.c"))
+    assert sources
+    objects = compile_objects(sources, (*CORTEX_M7, *WARNINGS, *EXACT, *ZIG_ONLY), "zig", tmp_path)
+    assert undefined_symbols(objects) == set()
+    for path in objects:
+        assert Elf(path).ram == {}, f"{path.name} has writable memory of its own"
+
+
+def test_a_missing_compiler_is_one_clear_error() -> None:
+    with pytest.raises(ToolchainError, match="no-such-cc is not on the PATH: install it or use the default"):
+        compiler_command("no-such-cc")
+
+
+def test_a_compile_error_names_file_and_line(toy_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for path in toy_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    source = folder / "vit_train.c"
+    source.write_text(source.read_text() + "int broken(void) { return x; }\n")
+    with pytest.raises(ToolchainError, match=r"(?s)vit_train\.c:\d+.*error"):
+        build_shared(folder, tmp_path / "build/out.so", Build())
+
+
+def test_a_folder_without_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="holds no generated C code"):
+        build_shared(tmp_path, tmp_path / "out.so", Build())
+
+
+def test_elf_reader_tells_flash_from_ram(tmp_path: Path) -> None:
+    source = tmp_path / "x.c"
+    source.write_text("const int table[10] = {1}; int data[3] = {1}; int zero[5];\n"
+                      "extern int other; int f(void); int f(void) { return other; }\n")
+    (path,) = compile_objects([source], (*CORTEX_M7, "-fno-data-sections"), "zig", tmp_path)
+    elf = Elf(path)
+    assert not elf.wide and elf.bytes_of(".rodata") == 40
+    assert elf.ram == {".data": 12, ".bss": 20}
+    assert undefined_symbols([path]) == {"other"}
+    with pytest.raises(ToolchainError, match="no little-endian ELF"):
+        Elf(source)
