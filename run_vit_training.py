@@ -15,8 +15,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from algorithm import (RunConfig, UpdatePlan, build_model, choose_plan, evaluate, finetune, load_data, load_run_config,
-                       record_trace)
+from algorithm import (
+    RunConfig,
+    UpdatePlan,
+    build_model,
+    choose_plan,
+    evaluate,
+    finetune,
+    load_data,
+    load_run_config,
+    record_trace,
+)
 from algorithm.data import Dataset
 from algorithm.errors import AlgorithmError
 from algorithm.models.vit import input_scale_shift
@@ -131,8 +140,8 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
         raise BudgetError(f"no update plan can be compiled within {found.budget:,} bytes", 0, "")
     schedule = compiler.planner(selections(asked.plan), config.train.momentum).smallest()
     nearest = found.nearest or (None if asked is found.smallest else found.smallest)
-    raise compiler.refusal(asked.plan.describe(), schedule, found.budget,
-                           f"{nearest.plan.describe()} ({nearest.bytes:,} bytes)" if nearest and nearest.bytes else None)
+    fits = f"{nearest.plan.describe()} ({nearest.bytes:,} bytes)" if nearest and nearest.bytes else None
+    raise compiler.refusal(asked.plan.describe(), schedule, found.budget, fits)
 
 
 def measure_accuracy(model: object, data: Dataset, config: RunConfig, when: str) -> float:

@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--classes", type=int, default=10, help="classes to predict (timm models; default 10)")
     p.add_argument("--input", help="input shape without batch, for example 3,32,32 (factories)")
     p.add_argument("--float-input", action="store_true", help="the input is float32 as it is, not a uint8 image")
-    p.add_argument("--train", action="append", metavar="PATTERN[=cols:A-B|rows:A-B]", help="what to train; may be repeated")
+    p.add_argument("--train", action="append", metavar="PATTERN[=cols:A-B|rows:A-B]",
+                   help="what to train; may be repeated")
     p.add_argument("--plan", type=Path, help="update plan file (YAML or JSON)")
     p.add_argument("--momentum", type=float, default=0.0, help="of SGD; doubles the RAM of trained weights when not 0")
     p.add_argument("--output", type=Path, default=Path("build/step"), help="folder for program.txt, program.json")
@@ -66,7 +67,7 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, InputSpec]:
         if args.input:
             shape = tuple(int(v) for v in args.input.split(","))
         if shape is None:
-            raise CaptureError(f"{args.model} returns no input shape: give one with --input, for example --input 3,32,32")
+            raise CaptureError(f"{args.model} returns no input shape: give one with --input, as in --input 3,32,32")
     else:
         from algorithm.models import ModelConfig, build_model
         from algorithm.models.vit import input_scale_shift
@@ -75,7 +76,7 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, InputSpec]:
         if args.img_size:
             config["img_size"] = args.img_size
         model = build_model(ModelConfig(**config))
-        size = model.patch_embed.img_size[0]  # type: ignore[union-attr,index]
+        size = int(model.patch_embed.img_size[0])  # type: ignore[union-attr,index,arg-type]
         scale, shift = input_scale_shift(model)
         return model, InputSpec((3, size, size), scale, shift)
     model.eval()
@@ -137,8 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"RAM {m.total:,} bytes: arena {m.arena:,} (lower bound {compiled.bound:,}), trained {m.trained:,}, "
           f"state {m.state:,}, outputs {m.outputs:,}, stack {m.stack:,}\n"
           f"flash {m.flash:,} bytes of constants\n"
-          f"multiply-accumulates {compiled.macs:,} a step ({compiled.macs / max(compiled.macs_without_recompute, 1):.2f} x "
-          f"without recomputation)\ntrained parameters {compiled.trained_parameters:,}\nschedule: {compiled.schedule}\n"
+          f"multiply-accumulates {compiled.macs:,} a step "
+          f"({compiled.macs / max(compiled.macs_without_recompute, 1):.2f} x without recomputation)\n"
+          f"trained parameters {compiled.trained_parameters:,}\nschedule: {compiled.schedule}\n"
           f"written: {args.output}")
     return 0
 

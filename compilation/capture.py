@@ -48,7 +48,7 @@ def capture(model: nn.Module, spec: InputSpec) -> Exported:
     Raises CaptureError when the model cannot be exported as one graph.
     """
     if model.training:
-        raise CaptureError("the model is in training mode: call model.eval() before compiling (the device has no dropout)")
+        raise CaptureError("the model is in training mode: call model.eval() first (the device has no dropout)")
     example = torch.zeros(1, *spec.shape)
     try:
         with torch.no_grad():

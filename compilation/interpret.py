@@ -69,8 +69,8 @@ class Interpreter:
 
     def _part(self, call: Call, slot: str, gradient: np.ndarray) -> np.ndarray:
         """Of a gradient of a whole matrix, what belongs to the trained part."""
-        weight = self.program.weights.get(call.inputs.get(slot.removeprefix("d_"), "")) if slot.startswith("d_") else None
-        if weight is None or weight.axis is None or gradient.shape != weight.shape:
+        weight = self.program.weights.get(call.inputs.get(slot.removeprefix("d_"), ""))
+        if not slot.startswith("d_") or weight is None or weight.axis is None or gradient.shape != weight.shape:
             return gradient
         return np.take(gradient, weight.index, 1 if weight.axis == "cols" else 0)
 

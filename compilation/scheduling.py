@@ -15,8 +15,15 @@ from compilation.passes.narrow import narrow_rows
 from compilation.passes.rewrite import fresh
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
-from compilation.passes.training import (Selection, add_loss, add_updates, apply_plan, check_plan, make_matrices,
-                                         slice_early)
+from compilation.passes.training import (
+    Selection,
+    add_loss,
+    add_updates,
+    apply_plan,
+    check_plan,
+    make_matrices,
+    slice_early,
+)
 from compilation.program import Call, Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
@@ -191,4 +198,4 @@ def binding(program: Program) -> str:
     return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
 
 
-__all__ = ["Planner", "Schedule", "Structure", "binding", "clone", "fresh", "REGISTRY"]
+__all__ = ["REGISTRY", "Planner", "Schedule", "Structure", "binding", "clone", "fresh"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from compilation.passes.rewrite import fresh
 from compilation.program import Call, Program, Role, Tensor
@@ -38,14 +38,16 @@ def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Ch
     roles = {n: t.role for n, t in program.tensors.items()}
     last_read = {t: i for i, c in enumerate(forward) for t in c.inputs.values()}
     first_input = next(t for c in forward for t in c.inputs.values() if roles.get(t) is Role.INPUT)
-    cuts, segments, current = [first_input], [], []  # type: ignore[var-annotated]
+    cuts: list[str] = [first_input]
+    segments: list[list[Call]] = []
+    current: list[Call] = []
     live: set[str] = set()
     for i, c in enumerate(forward):
         current.append(c)
         live |= {t for t in c.outputs.values() if roles[t] is Role.ACTIVATION}
         live = {t for t in live if last_read.get(t, -1) > i}
         reads_input_later = any(roles.get(t) is Role.INPUT and t == first_input and last_read[t] > i for t in last_read)
-        if len(live) == 1 and not reads_input_later or i == len(forward) - 1:
+        if (len(live) == 1 and not reads_input_later) or i == len(forward) - 1:
             cuts.append(next(iter(live), program.meta["loss"]))
             segments.append(current)
             current = []
@@ -79,7 +81,7 @@ class Scheduler:
     def _forward_cost(self, i: int, k: int) -> int:
         return self.prefix[k] - self.prefix[i]
 
-    @lru_cache(maxsize=None)  # noqa: B019  (one scheduler lives as long as one compilation)
+    @cache  # noqa: B019  (one scheduler lives as long as one compilation)
     def best(self, i: int, j: int, slots: int, first: bool) -> tuple[int, int]:
         """(recomputed multiply-accumulates, where the next kept cut lies; 0 for none) to go back from cut j to cut i.
 

@@ -49,5 +49,6 @@ def _through(program: Program, take: Call, above: Call) -> None:
     del program.tensors[old]
     program.calls.remove(take)
     program.calls.remove(above)
-    last = max((i for i, c in enumerate(program.calls) if set(above.inputs.values()) & set(c.outputs.values())), default=-1)
+    needed = set(above.inputs.values())
+    last = max((i for i, c in enumerate(program.calls) if needed & set(c.outputs.values())), default=-1)
     program.calls.insert(last + 1, above)

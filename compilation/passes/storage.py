@@ -17,7 +17,9 @@ def share_storage(program: Program) -> None:
                 last[t] = i
     end: dict[str, int] = {}                     # storage root -> last call that touches any of its tensors
     for i, c in enumerate(program.calls):
-        pairs = {"y": "x"} if c.op == "reshape" else REGISTRY[c.op].may_alias(site(program, c)) if c.op in REGISTRY else {}
+        pairs = {"y": "x"} if c.op == "reshape" else {}
+        if c.op in REGISTRY:
+            pairs = REGISTRY[c.op].may_alias(site(program, c))
         for out, into in pairs.items():
             if out not in c.outputs or into not in c.inputs:
                 continue

@@ -46,7 +46,7 @@ class Matcher:
         return self.readers[tensor][0] if self.uses[tensor] == 1 and tensor in self.readers else None
 
     def _norm_above(self, chain: Chain, tensor: str, readers: int) -> str:
-        """Take in the layer_norm that makes `tensor`, if all its readers belong to the chain; returns the chain's input."""
+        """Take in the layer_norm that makes `tensor`, if only the chain reads it; returns the chain's input."""
         norm = self.made.get(tensor)
         if norm is None or norm.op != "layer_norm" or self.uses[tensor] != readers:
             chain.attrs["norm"] = 0

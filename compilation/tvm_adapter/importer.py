@@ -219,10 +219,10 @@ class Importer:
         x, w = args
         if isinstance(x, View) and isinstance(w, View) and w.parameter and not x.parameter:
             p = self.program.tensors[w.base]
-            if len(p.shape) == 2 and w.shape == p.shape[::-1]                     and (w.index == np.arange(w.index.size).reshape(p.shape).T).all():
-                if (rows := self._rows(x)) is not None:
-                    y = self._emit("linear", {"x": rows, "w": w.base}, hint=self.where)
-                    return self._as(y, _shape(call))
+            if len(p.shape) == 2 and w.shape == p.shape[::-1]                     and (w.index == np.arange(w.index.size).reshape(p.shape).T).all() \
+                    and (rows := self._rows(x)) is not None:
+                y = self._emit("linear", {"x": rows, "w": w.base}, hint=self.where)
+                return self._as(y, _shape(call))
         return self._gram_step(call, x, w)
 
     def _gram_step(self, call: relax.Call, x: Any, w: Any) -> Value | None:
@@ -391,7 +391,8 @@ class Importer:
 
     def conv2d(self, call: relax.Call, args: list[Value]) -> Value | None:
         """A convolution whose kernel equals its stride, on the image itself: the patch embedding."""
-        x, w = args
+        x: Any = args[0]
+        w: Any = args[1]
         if not (isinstance(x, View) and x.base == "image" and x.plain) or (name := self._parameter(w)) is None:
             return None
         a = call.attrs
