@@ -87,6 +87,8 @@ def _list_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise DataError(f"{folder} is empty: it needs one folder a class, with images inside")
+    if len(classes) == 1:
+        raise DataError(f"{folder} holds a single class folder, {classes[0]!r}; if that is the data set, point to it")
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
         here = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

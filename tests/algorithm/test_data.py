@@ -66,7 +66,11 @@ def test_folder_errors(tmp_path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     folder_error(tmp_path, "only one of its two splits")
     (tmp_path / "val" / "cat").mkdir(parents=True)
+    folder_error(tmp_path, "single class folder, 'cat'")
+    (tmp_path / "train" / "dog").mkdir(parents=True)
     folder_error(tmp_path, "cat holds no image")
+    write_folder(tmp_path / "data" / "outer")
+    folder_error(tmp_path / "data", "single class folder, 'outer'; if that is the data set, point to it")
     with pytest.raises(DataError, match="--data_root"):
         load_data(DataConfig(name="imagefolder"), 16)
 
