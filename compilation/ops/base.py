@@ -118,6 +118,10 @@ class Op:
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError
 
+    def attr(self, site: Site, name: str) -> Any:
+        """An attribute's value at this call, or its default."""
+        return site.attrs.get(name, self.attrs[name][1])
+
     def slot(self, name: str) -> Slot:
         for s in (*self.inputs, *self.outputs):
             if s.name == name:

@@ -1,0 +1,82 @@
+"""Softmax attention over packed queries, keys and values; never an N x N map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compilation.ops import reference as ref
+from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.common import fastest_first, grid, row_settings, tensor, width
+
+KEYS = 16                   # VT_KEYS: keys taken at a time
+
+
+class Heads(Op):
+    source = "vt_attention.c"
+    attrs = {"heads": ("int32_t", 1), "rows": ("int32_t", 16)}
+    schedule = ("rows",)
+
+    def dims(self, site: Site) -> dict[str, int]:
+        n, packed = site.shapes["qkv"]
+        return {"n": n, "width": packed // 3}
+
+    def sizes(self, site: Site) -> tuple[int, int, int, int]:
+        """(n, width, head size, panel width)."""
+        n, packed = site.shapes["qkv"]
+        return n, packed // 3, packed // 3 // self.attr(site, "heads"), width(n, self.attr(site, "rows"))
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        return fastest_first(self, site, grid(rows=row_settings(site.shapes["qkv"][0])))
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for n, heads, d in ((21, 2, 5), (5, 3, 16), (1, 1, 4)):
+            made = {"qkv": rng.normal(0, 1.5, (n, 3 * heads * d)), "dy": rng.normal(size=(n, heads * d))}
+            yield Sample({s.name: made[s.name] for s in self.inputs}, {"heads": heads}, ("d_qkv",))
+
+
+@register
+class Attention(Heads):
+    """y (N, D) = softmax(q k^T / sqrt(d)) v per head, from qkv (N, 3D): q | k | v, each heads x d."""
+
+    name, symbol, gradient = "attention", "vt_attention", "attention_grad"
+    inputs, outputs = (tensor("qkv"),), (tensor("y"),)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        n, packed = site.shapes["qkv"]
+        return {"y": ((n, packed // 3), "f32")}
+
+    def cost(self, site: Site) -> Cost:
+        n, w, _, t = self.sizes(site)
+        return Cost(2 * n * n * w, 4 * n * w * (1 + 2 * -(-n // t)), 4 * n * w)
+
+    def scratch(self, site: Site) -> int:
+        n, _, d, t = self.sizes(site)
+        return 4 * t * (2 * d + min(KEYS, n))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": ref.attention(inputs["qkv"], attrs["heads"])}
+
+
+@register
+class AttentionGrad(Heads):
+    """d_qkv (N, 3D); the probabilities are computed again, a few rows at a time."""
+
+    name, symbol = "attention_grad", "vt_attention_grad"
+    inputs, outputs = (tensor("qkv"), tensor("dy")), (tensor("d_qkv"),)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        return {"d_qkv": (site.shapes["qkv"], "f32")}
+
+    def cost(self, site: Site) -> Cost:
+        n, w, _, t = self.sizes(site)
+        return Cost(7 * n * n * w, 4 * n * w * (2 + 7 * -(-n // t)), 4 * n * w * (1 + 2 * -(-n // t)))
+
+    def scratch(self, site: Site) -> int:
+        n, _, d, t = self.sizes(site)
+        return 4 * t * ((3 if t > 1 else 2) * d + 2 * min(KEYS, n))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"d_qkv": ref.attention_grad(inputs["qkv"], inputs["dy"], attrs["heads"])}

@@ -1,0 +1,281 @@
+"""The attention of a transformer block as one streamed operation: per head, a few queries by a block of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compilation.ops import reference as ref
+from compilation.ops.attention import KEYS
+from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.common import (
+    blocks,
+    by_columns,
+    fastest_first,
+    frozen_bytes,
+    grid,
+    matrix,
+    panels,
+    part_shape,
+    part_size,
+    row_settings,
+    stage_width,
+    tensor,
+    vector,
+    width,
+)
+from compilation.ops.gram import GramPart, rank_blocks
+
+PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),
+              vector("bproj", True), vector("ls", True), vector("gram_a", True), vector("gram_b", True))
+
+
+class AttentionOp(Op):
+    source = "vt_attn_block.c"
+    attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
+             "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
+             "gram_block": ("int32_t", 64)}
+    schedule = ("rows", "key_block", "gram_block")
+
+    def dims(self, site: Site) -> dict[str, int]:
+        n, d = site.shapes["x"]
+        return {"n": n, "d": d, "rank": site.shapes["gram_b"][0] if site.has("gram_b") else 0}
+
+    def gram(self, site: Site) -> GramPart | None:
+        if not site.has("gram_a"):
+            return None
+        (n, d), r = site.shapes["x"], site.shapes["gram_b"][0]
+        return GramPart(n, self.attr(site, "q_rows"), d, r, self.attr(site, "rows"), self.attr(site, "gram_block"))
+
+    def _settings(self, site: Site, whole: bool) -> Iterator[dict[str, Any]]:
+        n = site.shapes["x"][0]
+        ranks = rank_blocks(site.shapes["gram_b"][0]) if site.has("gram_b") else [self.attrs["gram_block"][1]]
+        keys = [n]
+        if not whole:
+            even = {blocks(n, k) for k in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)}
+            keys = sorted(even | {k for k in (8, 6, 4, 2, 1) if k < n}, reverse=True)
+        return grid(rows=row_settings(n), key_block=keys, gram_block=ranks)
+
+    def _samples(self, rng: np.random.Generator) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+        for n, heads, d, r in ((21, 4, 5, 3), (7, 1, 18, 2), (5, 2, 6, 17), (1, 3, 2, 1)):
+            w = heads * d
+            made = {"x": rng.normal(0.3, 1.5, (n, w)), "gamma": rng.normal(1, 0.3, w), "beta": rng.normal(0, 0.3, w),
+                    "wqkv": rng.normal(0, 1.2 * w**-0.5, (3 * w, w)), "bqkv": rng.normal(0, 0.3, 3 * w),
+                    "wproj": rng.normal(0, w**-0.5, (w, w)), "bproj": rng.normal(0, 0.3, w),
+                    "ls": rng.normal(0.5, 0.2, w), "gram_a": rng.normal(0, 0.5, (n, r)),
+                    "gram_b": rng.normal(0, 0.5, (r, w)), "dy": rng.normal(size=(n, w))}
+            yield ({s.name: made[s.name] for s in self.inputs},
+                   {"eps": 1e-6, "norm": 1, "heads": heads, "residual": 1, "q_rows": n})
+
+
+def forward(i: Arrays, attrs: dict[str, Any]) -> Arrays:
+    """Everything the block makes: u = LN(x), qkv, o, z = proj(o) + T, all rows; y, the first q_rows rows."""
+    u = ref.layer_norm(i["x"], i.get("gamma"), i.get("beta"), attrs["eps"]) if attrs["norm"] else i["x"]
+    qkv = u @ i["wqkv"].T + i.get("bqkv", 0.0)
+    o = ref.attention(qkv, attrs["heads"])
+    z = o @ i["wproj"].T + i.get("bproj", 0.0)
+    if "gram_a" in i:
+        z = z + ref.gram(u, i["gram_a"], i["gram_b"])
+    y = z * i.get("ls", 1.0) + (i["x"] if attrs["residual"] else 0.0)
+    return {"u": u, "qkv": qkv, "o": o, "z": z, "y": y[:attrs["q_rows"]]}
+
+
+@register
+class AttnBlock(AttentionOp):
+    """y (q_rows, D) = [x +] ls * (proj(attention(LN(x))) + T), T the Gram residual of LN(x); q_rows is N or 1."""
+
+    name, symbol, gradient = "attn_block", "vt_attn_block", "attn_block_grad"
+    inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        return {"y": ((self.attr(site, "q_rows"), site.shapes["x"][1]), "f32")}
+
+    def repeats(self, site: Site) -> int:
+        """How often the last head computes its queries."""
+        n = site.shapes["x"][0]
+        return blocks(n, min(n, self.attr(site, "key_block")))
+
+    def cost(self, site: Site) -> Cost:
+        n, w = site.shapes["x"]
+        heads, q, t = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
+        if q == 1:
+            macs = 2 * n * w * heads + 4 * w * w
+        else:
+            macs = n * w * (4 * w + 2 * n) + (self.repeats(site) - 1) * n * w * (w // heads)
+        if (gram := self.gram(site)) is not None:
+            macs += gram.forward_macs()
+        times = 1 if q == 1 else panels(n, t)
+        return Cost(macs, 4 * n * w * heads * 2, 4 * q * w * 3,
+                    times * frozen_bytes(site, "wqkv", "wproj") + frozen_bytes(site, "gram_a", "gram_b"))
+
+    def scratch(self, site: Site) -> int:
+        n, w = site.shapes["x"]
+        heads, q, rows = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
+        d, t, bk = w // heads, width(n, rows), self.attr(site, "key_block")
+        if q == 1:
+            inner = 3 * w + d
+        elif bk >= n:
+            inner = 2 * n * d + t * (w + 2 * d + min(KEYS, n))
+        else:
+            inner = 2 * n + 2 * bk * d + t * (w + 2 * d + min(KEYS, n if heads > 2 else bk))
+        inner = 4 * max(inner, 2 * w * width(q, rows))
+        if (gram := self.gram(site)) is not None:
+            inner = max(inner, gram.forward_scratch())
+        return 8 * n * bool(self.attr(site, "norm")) + inner
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        return fastest_first(self, site, self._settings(site, self.attr(site, "q_rows") == 1))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": forward(inputs, attrs)["y"]}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, attrs in self._samples(rng):
+            w = made["x"].shape[1]
+            bare = {k: made[k] for k in ("x", "wqkv", "wproj")}
+            plain = {k: v for k, v in made.items() if not k.startswith("gram")}
+            yield Sample(made, attrs)
+            yield Sample(plain, attrs)
+            yield Sample(bare, {**attrs, "norm": 0, "residual": 0}, parts={"wqkv": ("cols", [0, w - 1])})
+            yield Sample(plain, attrs, parts={"wqkv": ("rows", [0, w, 3 * w - 1]), "wproj": ("cols", [1, w - 1])})
+            yield Sample(made, {**attrs, "q_rows": 1})
+            yield Sample(bare, {**attrs, "q_rows": 1, "residual": 0, "norm": 0}, parts={"wproj": ("rows", [0, w - 1])})
+
+
+@register
+class AttnBlockGrad(AttentionOp):
+    """Gradients of attn_block; d_x collects the gradient of LN(x) and everything inside is computed again from x."""
+
+    name, symbol = "attn_block_grad", "vt_attn_block_grad"
+    inputs = (tensor("x"), *PARAMETERS, tensor("dy"))
+    outputs = (tensor("d_x"), vector("d_gamma"), vector("d_beta"), matrix("d_wqkv"), vector("d_bqkv"),
+               matrix("d_wproj"), vector("d_bproj"), vector("d_ls"), vector("d_gram_a"), vector("d_gram_b"))
+    needed_for = {"bproj": ("d_ls",)}
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        n, w = site.shapes["x"]
+        made: dict[str, tuple[Shape, str]] = {"d_x": ((n, w), "f32"), "d_bqkv": ((3 * w,), "f32")}
+        made |= {f"d_{s}": ((w,), "f32") for s in ("gamma", "beta", "bproj", "ls")}
+        made |= {f"d_{s}": (part_shape(site, s), "f32") for s in ("wqkv", "wproj")}
+        return made | {f"d_{s}": (site.shapes[s], "f32") for s in ("gram_a", "gram_b") if site.has(s)}
+
+    def needs(self, site: Site) -> tuple[bool, bool, bool]:
+        """Whether the gradient of LN(x), the attention itself, and its result o have to be made."""
+        norm = "d_x" in site.wants or bool(self.attr(site, "norm") and site.wants & {"d_gamma", "d_beta"})
+        o = bool(site.wants & {"d_ls", "d_wproj"})
+        return norm, norm or o or bool(site.wants & {"d_wqkv", "d_bqkv"}), o
+
+    def gram_wants(self, site: Site) -> tuple[bool, bool, bool, bool]:
+        return self.needs(site)[0], "d_gram_a" in site.wants, "d_gram_b" in site.wants, "d_ls" in site.wants
+
+    def _head_macs(self, site: Site) -> int:
+        n, w = site.shapes["x"]
+        heads, wants = self.attr(site, "heads"), site.wants
+        norm, _, o = self.needs(site)
+        ls = "d_ls" in wants
+        trained = part_size(site, "wqkv") * ("d_wqkv" in wants) + part_size(site, "wproj") * ("d_wproj" in wants)
+        if self.attr(site, "q_rows") == 1:
+            macs = 4 * w * w + (4 + 2 * norm) * n * w * heads
+            macs += w * w * (norm + (norm or bool(wants & {"d_wqkv", "d_bqkv"})) + o + ls)
+            return macs + trained
+        bk = min(n, self.attr(site, "key_block"))
+        second = blocks(n, bk)
+        first = blocks(n, 2 * bk) if second > 1 else 0
+        macs = 2 * n * w * w * (1 + (second > 1))                    # keys, values
+        macs += 2 * n * w * w * (first + second)                     # queries, gradient of o
+        macs += n * n * w * (2 + 5 + o)                              # attention
+        macs += norm * n * w * w * (second + 2) + ls * n * w * w * second
+        return macs + n * trained
+
+    def cost(self, site: Site) -> Cost:
+        n, w = site.shapes["x"]
+        _, inner, _ = self.needs(site)
+        q, t = self.attr(site, "q_rows"), self.attr(site, "rows")
+        macs = self._head_macs(site) if inner else 0
+        gram = self.gram(site)
+        if gram is not None and any(self.gram_wants(site)):
+            macs += gram.backward_macs(*self.gram_wants(site))
+        repeats = blocks(n, min(n, self.attr(site, "key_block")))
+        times = 2 if q == 1 else panels(n, t) * (1 + repeats)
+        return Cost(macs, 4 * n * w * (4 + self.attr(site, "heads") * 2 * repeats), 4 * n * w * (3 + repeats),
+                    times * frozen_bytes(site, "wqkv", "wproj") + 2 * frozen_bytes(site, "gram_a", "gram_b"))
+
+    def _head_scratch(self, site: Site) -> int:
+        """Floats for the attention of all heads."""
+        n, w = site.shapes["x"]
+        heads, wants = self.attr(site, "heads"), site.wants
+        d = w // heads
+        if self.attr(site, "q_rows") == 1:
+            return w * (5 + site.has("ls")) + 4 * d + 2 * n
+        t, bk = width(n, self.attr(site, "rows")), min(n, self.attr(site, "key_block"))
+        whole, o = bk == n, self.needs(site)[2]
+        floats = 0 if whole else 3 * n
+        floats += (d if whole else 3 * d) * ("d_bqkv" in wants)
+        floats += n * (min(d, part_shape(site, "wproj")[1]) if by_columns(site, "wproj") else d) * ("d_wproj" in wants)
+        floats += (n if "d_wqkv" in wants else t) * d + 4 * bk * d
+        at_once = min(KEYS, n if whole else 2 * bk, n)
+        panel = t * (w + w * site.has("ls") + d * o + (4 if t > 1 else 2) * d + 2 * at_once)
+        stage = 0
+        if "d_wqkv" in wants and (self.attr(site, "norm") or by_columns(site, "wqkv")):
+            stage = n * stage_width(part_shape(site, "wqkv")[1])
+        return floats + max(panel, stage)
+
+    def scratch(self, site: Site) -> int:
+        n, w = site.shapes["x"]
+        norm, inner, _ = self.needs(site)
+        base = 2 * n * bool(self.attr(site, "norm")) + w * ("d_ls" in site.wants)
+        base += n * w * (norm and "d_x" not in site.wants)
+        work = 4 * self._head_scratch(site) if inner else 0
+        gram = self.gram(site)
+        if gram is not None and any(self.gram_wants(site)):
+            work = max(work, gram.backward_scratch(*self.gram_wants(site)))
+        return 4 * base + work
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        whole = self.attr(site, "q_rows") == 1 or bool(site.wants & {"d_wqkv", "d_wproj"})
+        return fastest_first(self, site, self._settings(site, whole))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        i, f = inputs, forward(inputs, attrs)
+        dy = np.zeros_like(i["x"])
+        dy[:attrs["q_rows"]] = i["dy"]
+        g = dy * i.get("ls", 1.0)
+        dqkv = ref.attention_grad(f["qkv"], g @ i["wproj"], attrs["heads"])
+        made = {"d_wproj": g.T @ f["o"], "d_bproj": g.sum(0), "d_ls": (dy * f["z"]).sum(0), "d_wqkv": dqkv.T @ f["u"],
+                "d_bqkv": dqkv.sum(0), "d_x": dqkv @ i["wqkv"]}
+        if "gram_a" in i:
+            dx, made["d_gram_a"], made["d_gram_b"] = ref.gram_grad(f["u"], i["gram_a"], i["gram_b"], g)
+            made["d_x"] = made["d_x"] + dx
+        if attrs["norm"]:
+            made["d_x"], made["d_gamma"], made["d_beta"] = ref.layer_norm_grad(i["x"], i.get("gamma"), made["d_x"],
+                                                                               attrs["eps"])
+        if attrs["residual"]:
+            made["d_x"] = made["d_x"] + dy
+        return made
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        vectors = ("d_gamma", "d_beta", "d_bqkv", "d_bproj")
+        for made, attrs in self._samples(rng):
+            w = made["x"].shape[1]
+            bare = {k: made[k] for k in ("x", "wqkv", "wproj", "dy")}
+            plain = {k: v for k, v in made.items() if not k.startswith("gram") and k != "ls"}
+            cols = {"wqkv": ("cols", [0, w - 1]), "wproj": ("cols", [0, w // 2, w - 1])}
+            rows = {"wqkv": ("rows", [0, 1, w, 3 * w - 1]), "wproj": ("rows", [0, w - 1])}
+            for q in sorted({attrs["q_rows"], 1}, reverse=True):
+                at = {**attrs, "q_rows": q}
+                for inputs in (made, plain, bare):
+                    inputs["dy"] = made["dy"][:q]
+                yield Sample(dict(made), at, ("d_x", "d_wqkv", "d_wproj", *vectors, "d_ls", "d_gram_a", "d_gram_b"))
+                yield Sample(dict(made), at, ("d_x", *vectors, "d_ls"))
+                yield Sample(dict(plain), at, ("d_x", *vectors))
+                yield Sample(dict(plain), at, ("d_x",))
+                yield Sample(dict(plain), at, ("d_gamma", "d_bqkv"))
+                yield Sample(dict(made), at, ("d_bproj",))
+                yield Sample(dict(made), at, ("d_gram_a",))
+                yield Sample(dict(made), at, ("d_x", "d_gram_b"))
+                yield Sample(dict(plain), at, ("d_x", "d_wqkv", "d_wproj"), cols)
+                yield Sample(dict(made), at, ("d_wqkv", "d_wproj"), rows)
+                yield Sample(dict(bare), {**at, "norm": 0, "residual": 0}, ("d_x", "d_wproj"), cols)
+                yield Sample(dict(bare), {**at, "norm": 0}, ("d_wqkv",), cols)

@@ -1,0 +1,130 @@
+"""Patch embedding straight from the uint8 image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compilation.ops import reference as ref
+from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.common import (
+    fastest_first,
+    frozen_bytes,
+    grid,
+    matrix,
+    panels,
+    part_shape,
+    part_size,
+    row_settings,
+    stage_width,
+    tensor,
+    vector,
+    width,
+)
+
+PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), vector("prefix", True),
+              vector("pos", True))
+
+
+class Embedding(Op):
+    source = "vt_patch_embed.c"
+
+    def patches(self, site: Site) -> int:
+        h, w, _ = site.shapes["image"]
+        return (h // self.attr(site, "patch")) * (w // self.attr(site, "patch"))
+
+    def dims(self, site: Site) -> dict[str, int]:
+        h, w, c = site.shapes["image"]
+        return {"height": h, "width": w, "channels": c, "d": site.shapes["w"][0],
+                "prefix_rows": site.shapes["prefix"][0] if site.has("prefix") else 0}
+
+    def tokens(self, site: Site) -> int:
+        return self.patches(site) + self.dims(site)["prefix_rows"]
+
+    def _samples(self, rng: np.random.Generator) -> Iterator[tuple[Arrays, int]]:
+        for h, w, c, p, d, prefix in ((6, 9, 3, 3, 21, 1), (8, 8, 1, 4, 5, 0), (14, 28, 3, 7, 18, 2)):
+            n = (h // p) * (w // p) + prefix
+            made = {"image": rng.integers(0, 256, (h, w, c)), "w": rng.normal(size=(d, c * p * p)),
+                    "b": rng.normal(size=d), "scale": rng.uniform(0.01, 0.02, c), "shift": rng.normal(size=c)}
+            if prefix:
+                made |= {"prefix": rng.normal(size=(prefix, d)), "pos": rng.normal(size=(n, d))}
+            yield made, p
+
+
+@register
+class PatchEmbed(Embedding):
+    """y (N, D) = concat(prefix, patches w^T + b) + pos; patches of the normalised image, which never exists."""
+
+    name, symbol, gradient = "patch_embed", "vt_patch_embed", "patch_embed_grad"
+    inputs, outputs = (tensor("image", dtype="u8"), *PARAMETERS), (tensor("y"),)
+    attrs = {"patch": ("int32_t", 16), "rows": ("int32_t", 16)}
+    schedule = ("rows",)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        return {"y": ((self.tokens(site), site.shapes["w"][0]), "f32")}
+
+    def cost(self, site: Site) -> Cost:
+        (d, k), n = site.shapes["w"], self.patches(site)
+        flash = frozen_bytes(site, "w", "b") * panels(n, self.attr(site, "rows")) + frozen_bytes(site, "prefix", "pos")
+        return Cost(n * d * k, n * k, 4 * self.tokens(site) * d, flash)
+
+    def scratch(self, site: Site) -> int:
+        (d, k), t = site.shapes["w"], width(self.patches(site), self.attr(site, "rows"))
+        return 4 * t * (k + (d if t > 1 else 0))
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        return fastest_first(self, site, grid(rows=row_settings(self.patches(site))))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        x = ref.patches(inputs["image"], inputs["scale"], inputs["shift"], attrs["patch"])
+        y = x @ inputs["w"].T + inputs.get("b", 0.0)
+        if "prefix" in inputs:
+            y = np.concatenate([inputs["prefix"], y])
+        return {"y": y + inputs.get("pos", 0.0)}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, p in self._samples(rng):
+            yield Sample(made, {"patch": p})
+            yield Sample({k: v for k, v in made.items() if k not in ("b", "pos")}, {"patch": p},
+                         parts={"w": ("cols", [1, 2, 5])})
+
+
+@register
+class PatchEmbedGrad(Embedding):
+    """Gradients of the parameters (there is none of an image)."""
+
+    name, symbol = "patch_embed_grad", "vt_patch_embed_grad"
+    inputs = (tensor("image", dtype="u8"), *(p for p in PARAMETERS if p.name != "b"), tensor("dy"))
+    outputs = (matrix("d_w"), vector("d_b"), vector("d_prefix"), vector("d_pos"))
+    attrs = {"patch": ("int32_t", 16)}
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        d, dims = site.shapes["w"][0], self.dims(site)
+        return {"d_w": (part_shape(site, "w"), "f32"), "d_b": ((d,), "f32"), "d_pos": (site.shapes["dy"], "f32"),
+                "d_prefix": ((dims["prefix_rows"], d), "f32")}
+
+    def cost(self, site: Site) -> Cost:
+        n, wanted = self.patches(site), "d_w" in site.wants
+        return Cost(n * part_size(site, "w") * wanted, 4 * site.shapes["dy"][0] * site.shapes["dy"][1], 0)
+
+    def scratch(self, site: Site) -> int:
+        return 4 * self.patches(site) * stage_width(part_shape(site, "w")[1]) if "d_w" in site.wants else 0
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        x = ref.patches(inputs["image"], inputs["scale"], inputs["shift"], attrs["patch"])
+        rows = inputs["prefix"].shape[0] if "prefix" in inputs else 0
+        g = inputs["dy"][rows:]
+        return {"d_w": g.T @ x, "d_b": g.sum(0), "d_prefix": inputs["dy"][:rows], "d_pos": inputs["dy"]}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, p in self._samples(rng):
+            del made["b"]
+            n = (made["image"].shape[0] // p) * (made["image"].shape[1] // p)
+            d, rows = made["w"].shape[0], made["prefix"].shape[0] if "prefix" in made else 0
+            made["dy"] = rng.normal(size=(n + rows, d))
+            wants = ("d_w", "d_b", *(("d_prefix", "d_pos") if rows else ()))
+            yield Sample(made, {"patch": p}, wants)
+            yield Sample(made, {"patch": p}, ("d_w",), {"w": ("cols", [0, 3, 4, 7])})
+            yield Sample(made, {"patch": p}, ("d_w",), {"w": ("rows", [0, 3, 4])})

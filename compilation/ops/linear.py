@@ -1,0 +1,108 @@
+"""Linear layers over token rows, whole or with some columns or rows trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.common import (
+    by_columns,
+    fastest_first,
+    frozen_bytes,
+    grid,
+    matrix,
+    panels,
+    part_shape,
+    part_size,
+    row_settings,
+    stage_width,
+    tensor,
+    vector,
+    width,
+)
+
+
+@register
+class Linear(Op):
+    """y (N, O) = x (N, C) w^T + b."""
+
+    name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
+    inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
+    attrs = {"rows": ("int32_t", 16)}
+    schedule, rowwise = ("rows",), ("x",)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        return {"y": ((site.shapes["x"][0], site.shapes["w"][0]), "f32")}
+
+    def dims(self, site: Site) -> dict[str, int]:
+        return {"n": site.shapes["x"][0]}
+
+    def cost(self, site: Site) -> Cost:
+        (n, c), o = site.shapes["x"], site.shapes["w"][0]
+        return Cost(n * o * c, 4 * n * c, 4 * n * o, frozen_bytes(site, "w", "b") * panels(n, self.attr(site, "rows")))
+
+    def scratch(self, site: Site) -> int:
+        t = width(site.shapes["x"][0], self.attr(site, "rows"))
+        return 4 * sum(site.shapes["w"]) * t if t > 1 else 0
+
+    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
+        return fastest_first(self, site, grid(rows=row_settings(site.shapes["x"][0])))
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": inputs["x"] @ inputs["w"].T + inputs.get("b", 0.0)}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for n, c, o in ((19, 33, 21), (1, 12, 10), (6, 5, 37)):
+            made = {"x": rng.normal(size=(n, c)), "w": rng.normal(size=(o, c)), "b": rng.normal(size=o)}
+            yield Sample(made)
+            yield Sample({k: made[k] for k in ("x", "w")}, parts={"w": ("cols", [0, c // 2, c - 1])})
+            yield Sample(made, parts={"w": ("rows", [1, 2, o - 1])})
+
+
+@register
+class LinearGrad(Op):
+    """Gradients of linear. x is read for d_w only, and may be its trained columns alone (x_sliced)."""
+
+    name, symbol, source = "linear_grad", "vt_linear_grad", "vt_linear.c"
+    inputs = (tensor("x", True), matrix("w"), tensor("dy"))
+    outputs = (tensor("d_x"), matrix("d_w"), vector("d_b"))
+    attrs = {"x_sliced": ("int32_t", 0)}
+    needed_for = {"x": ("d_w",)}
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        n, o = site.shapes["dy"]
+        return {"d_x": ((n, site.shapes["w"][1]), "f32"), "d_w": (part_shape(site, "w"), "f32"), "d_b": ((o,), "f32")}
+
+    def dims(self, site: Site) -> dict[str, int]:
+        return {"n": site.shapes["dy"][0]}
+
+    def cost(self, site: Site) -> Cost:
+        n, o = site.shapes["dy"]
+        c = site.shapes["w"][1]
+        macs = n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
+        read = 4 * n * o * len(site.wants) + (4 * n * c if site.has("x") else 0)
+        return Cost(macs, read, 4 * n * c * ("d_x" in site.wants), frozen_bytes(site, "w") * ("d_x" in site.wants))
+
+    def scratch(self, site: Site) -> int:
+        if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):
+            return 0
+        return 4 * site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1])
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        made = {"d_x": inputs["dy"] @ inputs["w"], "d_b": inputs["dy"].sum(0)}
+        if "x" in inputs:
+            made["d_w"] = inputs["dy"].T @ inputs["x"]
+        return made
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for n, c, o in ((19, 33, 21), (1, 12, 10), (6, 5, 37)):
+            made = {"x": rng.normal(size=(n, c)), "w": rng.normal(size=(o, c)), "dy": rng.normal(size=(n, o))}
+            every, cols, some = ("d_x", "d_w", "d_b"), [0, c // 2, c - 1], [1, 2, 3, 4, 5, o - 1]
+            yield Sample(made, wants=every)
+            yield Sample({k: made[k] for k in ("w", "dy")}, wants=("d_x",))
+            yield Sample(made, wants=every, parts={"w": ("cols", cols)})
+            yield Sample({**made, "x": made["x"][:, cols]}, {"x_sliced": 1}, ("d_w",), {"w": ("cols", cols)})
+            yield Sample(made, wants=every, parts={"w": ("rows", some)})

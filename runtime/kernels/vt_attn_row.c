@@ -1,0 +1,142 @@
+/* Attention when only the first query row is made (class token). Keys and values are never formed: with one query,
+ * s_n = x_n . (Wk^T q) and o = Wv (sum_n p_n x_n), x the normalised rows; the bias of the keys moves all scores by the
+ * same amount and drops out, so its gradient is exactly zero. One head costs 2 n width multiply-adds instead of
+ * 2 n width d. */
+#include "vt_attn_block.h"
+#include "vt_attend.h"
+#include "vt_gradient.h"
+
+/* Head h for o: scratch is xr, u, xbar (width each), q (d). o goes to y's columns of the head. */
+void vt_attn_row(const vt_attn_block_args *a, const vt_step *s, const float *mean, const float *rstd, float *heads) {
+    const int32_t width = a->d, d = width / a->heads;
+    const float scale = 1.0f / VT_SQRT((float)d);
+    const vt_norm nm = {mean, rstd, a->gamma, a->beta};
+    float *xr = heads, *u = xr + width, *xbar = u + width, *q = xbar + width;
+    int32_t h, i, c;
+    for (h = 0; h < a->heads; h++) {
+        float m = vt_minus_infinity(), l = 0.0f, *o = a->y + h * d;
+        vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
+        vt_fill_panel(q, d, 1, a->bqkv ? a->bqkv + h * d : NULL);
+        vt_forward(s, q, 1, &a->wqkv, h * d, (h + 1) * d, 0, width, xr);
+        for (c = 0; c < d; c++) q[c] = q[c] * scale;
+        vt_fill(u, width, 0.0f);
+        vt_backward(s, u, width, 1, &a->wqkv, width + h * d, width + (h + 1) * d, 0, width, q, d, 1);
+        vt_fill(xbar, width, 0.0f);
+        VT_COUNT(s, 2 * (uint64_t)a->n * (uint64_t)width);
+        for (i = 0; i < a->n; i++) {
+            float score, p;
+            vt_load_rows(xr, width, a->x, width, i, 1, &nm);
+            score = vt_dot(xr, u, width);
+            if (score > m) {
+                const float corr = vt_expf(m - score);
+                l = l * corr;
+                for (c = 0; c < width; c++) xbar[c] = xbar[c] * corr;
+                m = score;
+            }
+            p = vt_expf(score - m);
+            l += p;
+            for (c = 0; c < width; c++) xbar[c] = VT_FMA(p, xr[c], xbar[c]);
+        }
+        for (c = 0; c < width; c++) xbar[c] = xbar[c] / l;
+        vt_fill_panel(o, d, 1, a->bqkv ? a->bqkv + 2 * width + h * d : NULL);
+        vt_forward(s, o, 1, &a->wqkv, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, xbar);
+    }
+}
+
+/* Gradients through one row of attention. scratch: g (width) if ls, xr, u, v, xs, xbar (width each), q, go, dq, o (d
+ * each), p, dp (n each); a column list of wqkv or wproj stages at most 16 floats in o or dq when free. */
+void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const float *mean, const float *rstd,
+                      float *dln, float *dls, float *heads) {
+    const int32_t n = a->n, width = a->d, d = width / a->heads;
+    const float scale = 1.0f / VT_SQRT((float)d);
+    const vt_norm nm = {mean, rstd, a->gamma, a->beta}, plain = {NULL, NULL, NULL, NULL};
+    const int want_qkv = vt_wanted(&a->d_wqkv), want_bias = vt_wanted(&a->d_bqkv), want_proj = vt_wanted(&a->d_wproj);
+    const int need_o = dls || want_proj, need_q = dln || want_qkv || want_bias;
+    float *xr, *u, *v, *xs, *xbar, *q, *go, *dq, *o, *p, *dp;
+    const float *g = a->dy;
+    int32_t h, i, c;
+    if (a->ls) {
+        for (c = 0; c < width; c++) heads[c] = a->dy[c] * a->ls[c];
+        g = heads;
+        heads += width;
+    }
+    xr = heads; u = xr + width; v = u + width; xs = v + width; xbar = xs + width;
+    q = xbar + width; go = q + d; dq = go + d; o = dq + d;
+    p = o + d; dp = p + n;
+    for (h = 0; h < a->heads; h++) {
+        float m = vt_minus_infinity(), sum = 0.0f, delta = 0.0f, stage[16];
+        vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
+        vt_fill_panel(q, d, 1, a->bqkv ? a->bqkv + h * d : NULL);
+        vt_forward(s, q, 1, &a->wqkv, h * d, (h + 1) * d, 0, width, xr);
+        for (c = 0; c < d; c++) q[c] = q[c] * scale;
+        vt_fill(u, width, 0.0f);
+        vt_backward(s, u, width, 1, &a->wqkv, width + h * d, width + (h + 1) * d, 0, width, q, d, 1);
+        vt_fill(go, d, 0.0f);
+        vt_backward(s, go, d, 1, &a->wproj, 0, width, h * d, (h + 1) * d, g, width, 1);
+        vt_fill(v, width, 0.0f);
+        vt_backward(s, v, width, 1, &a->wqkv, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1);
+        VT_COUNT(s, (uint64_t)(4 + 2 * (dln != NULL)) * (uint64_t)n * (uint64_t)width);
+        for (i = 0; i < n; i++) {
+            vt_load_rows(xr, width, a->x, width, i, 1, &nm);
+            p[i] = vt_dot(xr, u, width);
+            dp[i] = vt_dot(xr, v, width);
+            m = p[i] > m ? p[i] : m;
+        }
+        for (i = 0; i < n; i++) {
+            p[i] = vt_expf(p[i] - m);
+            sum += p[i];
+        }
+        for (i = 0; i < n; i++) {
+            p[i] = p[i] / sum;
+            delta = VT_FMA(p[i], dp[i], delta);
+        }
+        vt_fill(xs, width, 0.0f);
+        vt_fill(xbar, width, 0.0f);
+        for (i = 0; i < n; i++) {
+            const float pi = p[i], ds = pi * (dp[i] - delta);
+            vt_load_rows(xr, width, a->x, width, i, 1, &nm);
+            for (c = 0; c < width; c++) {
+                xs[c] = VT_FMA(ds, xr[c], xs[c]);
+                xbar[c] = VT_FMA(pi, xr[c], xbar[c]);
+            }
+            if (dln) {
+                float *dl = dln + (ptrdiff_t)i * width;
+                for (c = 0; c < width; c++) dl[c] = VT_FMA(pi, v[c], VT_FMA(ds, u[c], dl[c]));
+            }
+        }
+        if (need_q) {
+            vt_fill(dq, d, 0.0f);
+            vt_forward(s, dq, 1, &a->wqkv, width + h * d, width + (h + 1) * d, 0, width, xs);
+            for (c = 0; c < d; c++) dq[c] = dq[c] * scale;
+            if (dln) vt_backward(s, dln, width, 1, &a->wqkv, h * d, (h + 1) * d, 0, width, dq, d, 1);
+        }
+        if (need_o) {
+            vt_fill_panel(o, d, 1, a->bqkv ? a->bqkv + 2 * width + h * d : NULL);
+            vt_forward(s, o, 1, &a->wqkv, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, xbar);
+        }
+        if (dls) {
+            vt_fill(xr, width, 0.0f);
+            vt_forward(s, xr, 1, &a->wproj, 0, width, h * d, (h + 1) * d, o);
+            for (c = 0; c < width; c++) dls[c] = VT_FMA(a->dy[c], xr[c], dls[c]);
+        }
+        if (want_qkv) {
+            const vt_sink *k = &a->d_wqkv;
+            const vt_part *w = &a->wqkv.trained;
+            vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
+            vt_weight_gradient(s, k, w, h * d, (h + 1) * d, 0, width, dq, d, 1, 1, xr, width, &plain, NULL, stage);
+            vt_weight_gradient(s, k, w, width + h * d, width + (h + 1) * d, 0, width, q, d, 1, 1, xs, width, &plain,
+                               NULL, stage);
+            vt_weight_gradient(s, k, w, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1, 1, xbar, width,
+                               &plain, NULL, stage);
+        }
+        if (want_proj)
+            vt_weight_gradient(s, &a->d_wproj, &a->wproj.trained, 0, width, h * d, (h + 1) * d, a->dy, width, 1, 1, o, d,
+                               &plain, a->ls, stage);
+        if (want_bias) {
+            vt_apply(s, &a->d_bqkv, h * d, dq, d);
+            vt_fill(dq, d, 0.0f);
+            vt_apply(s, &a->d_bqkv, width + h * d, dq, d);
+            vt_apply(s, &a->d_bqkv, 2 * width + h * d, go, d);
+        }
+    }
+}
