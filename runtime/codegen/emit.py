@@ -173,7 +173,8 @@ class Emitter:
             raise CodegenError(f"operation {call.op} is not in the registry: add a definition to compilation/ops")
         fields: dict[str, str] = {}
         kinds = {s.name: s.kind for s in (*op.inputs, *op.outputs)}
-        for slot in (s.name for s in op.inputs if s.name in call.inputs):
+        own = {s for s in call.updates if gradient_slot(s) not in kinds}     # written as sinks below
+        for slot in (s.name for s in op.inputs if s.name in call.inputs and s.name not in own):
             name = call.inputs[slot]
             fields[slot] = self.matrix(name) if kinds[slot] == "matrix" else self.pointer(name)
         updates = {gradient_slot(slot): slot for slot in call.updates}
@@ -216,6 +217,9 @@ class Emitter:
         if call.scratch:
             types.append("float *")
             arguments.append(f"(float *){self.pointer(call.scratch)}")
+        if call.scratch:
+            types.append("float *")
+            arguments.append(self.pointer(call.scratch))
         known = self.tir.get(symbol)
         if known is not None and known.source != source:
             raise CodegenError(f"two different functions are called {symbol}")

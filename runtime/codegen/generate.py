@@ -162,7 +162,8 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {RENAMING}
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
-    copied = kernel_files({op.source for op in ops} | set(headers), kernels)
+    math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
+    copied = kernel_files({op.source for op in ops} | set(headers) | math, kernels)
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, digest(image))
 

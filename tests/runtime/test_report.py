@@ -34,7 +34,7 @@ def report(toy_simulator: Simulator) -> RunReport:
     return RunReport("a <toy> run", toy_simulator.program, measured, replay(toy_simulator, trace), 52, 12,
                      {"parameters": {"fc.weight": {"cols": [1, 4]}, "fc.bias": "all"}}, 5000, 0.1, 0.625,
                      training_losses=[2.0, 1.5, 1.0], macs_without_recompute=16,
-                     frontier=[{"ram_bytes": 4264, "macs": 32, "trained_parameters": 12, "label": "this", "chosen": True},
+                     frontier=[{"ram_bytes": 4264, "macs": 32, "trained_parameters": 12, "label": "a", "chosen": True},
                                {"ram_bytes": 4200, "macs": 40, "trained_parameters": 4, "label": "other"}])
 
 
