@@ -161,6 +161,7 @@ static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, 
     const int32_t n = a->n, width = a->d, d = width / a->heads, T0 = vt_width(n, a->rows);
     const int whole = a->key_block >= n;
     const int32_t S = whole ? n : 2 * a->key_block < n ? 2 * a->key_block : n;
+    w->m = w->l = w->delta = w->bias = w->keep = w->g = w->o = NULL;
     w->B = whole ? n : a->key_block;
     w->keep_dq = vt_wanted(&a->d_wqkv);
     w->need_o = dls || vt_wanted(&a->d_wproj);
@@ -268,7 +269,7 @@ static void vt_head_update(const vt_attn_block_grad_args *a, const vt_step *s, c
 static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, float *dln,
                                   float *dls, float *at) {
     const int32_t n = a->n, width = a->d, d = width / a->heads;
-    vt_heads_work w = {0};
+    vt_heads_work w;
     vt_head_source src = {a->x, nm, &a->wqkv, a->bqkv, width, d, a->rows, NULL, NULL};
     int32_t h, k0, k1, n0, T, i, c;
     vt_heads_layout(a, &w, dls, at);

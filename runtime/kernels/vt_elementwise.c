@@ -61,7 +61,8 @@ void vt_scale(const vt_scale_args *a, const vt_step *s) {
 void vt_scale_grad(const vt_scale_grad_args *a, const vt_step *s) {
     int32_t c0, i, l, w;
     for (c0 = 0; c0 < a->d; c0 += w) {
-        float sum[16] = {0};
+        float sum[16];
+        for (l = 0; l < 16; l++) sum[l] = 0.0f;
         w = a->d - c0 >= 16 ? 16 : a->d - c0;
         for (i = 0; i < a->n; i++) {
             const ptrdiff_t k = (ptrdiff_t)i * a->d + c0;

@@ -20,8 +20,9 @@ VT_INLINE float vt_tree16(const float *a) {
 }
 
 VT_INLINE float vt_sum(const float *x, int32_t n) {
-    float a[16] = {0};
+    float a[16];
     int32_t i = 0, l;
+    for (l = 0; l < 16; l++) a[l] = 0.0f;
     for (; i + 16 <= n; i += 16)
         for (l = 0; l < 16; l++) a[l] += x[i + l];
     for (l = 0; i < n; i++, l++) a[l] += x[i];
@@ -29,8 +30,9 @@ VT_INLINE float vt_sum(const float *x, int32_t n) {
 }
 
 VT_INLINE float vt_dot(const float *x, const float *y, int32_t n) {
-    float a[16] = {0};
+    float a[16];
     int32_t i = 0, l;
+    for (l = 0; l < 16; l++) a[l] = 0.0f;
     for (; i + 16 <= n; i += 16)
         for (l = 0; l < 16; l++) a[l] = VT_FMA(x[i + l], y[i + l], a[l]);
     for (l = 0; i < n; i++, l++) a[l] = VT_FMA(x[i], y[i], a[l]);
@@ -38,8 +40,9 @@ VT_INLINE float vt_dot(const float *x, const float *y, int32_t n) {
 }
 
 VT_INLINE float vt_sum_square(const float *x, int32_t n, float mean) {
-    float a[16] = {0};
+    float a[16];
     int32_t i = 0, l;
+    for (l = 0; l < 16; l++) a[l] = 0.0f;
     for (; i + 16 <= n; i += 16)
         for (l = 0; l < 16; l++) a[l] = VT_FMA(x[i + l] - mean, x[i + l] - mean, a[l]);
     for (l = 0; i < n; i++, l++) a[l] = VT_FMA(x[i] - mean, x[i] - mean, a[l]);
@@ -228,9 +231,10 @@ VT_OUTLINE void vt_norm_parameters(const vt_step *s, const vt_sink *dgamma, cons
  * dx may be g or dy. dy may be NULL. */
 VT_OUTLINE void vt_norm_backward(float *dx, const float *g, const float *x, const float *dy, int32_t d, float mean,
                                  float rstd) {
-    float a[16] = {0};
+    float a[16];
     float m1, m2;
     int32_t c, l;
+    for (l = 0; l < 16; l++) a[l] = 0.0f;
     m1 = vt_sum(g, d) / (float)d;
     for (c = 0, l = 0; c < d; c++) {
         a[l] = VT_FMA(g[c], (x[c] - mean) * rstd, a[l]);
