@@ -30,7 +30,8 @@ class Interpreter:
         """One step, updates included; image as the INPUT tensor holds it. Returns the loss."""
         for t in self.program.tensors.values():
             if t.role is Role.INPUT:
-                self.memory[t.name] = np.array([label]) if t.dtype == "i32" else np.asarray(image).reshape(t.shape)
+                value = np.array([label]) if t.dtype == "i32" else np.asarray(image).reshape(t.shape)
+                self.memory[t.name] = value.astype(np.float64) if t.dtype == "f32" else value
         for call in self.program.calls:
             self._run(call, lr, momentum)
         return float(self.memory[self.program.meta["loss"]].reshape(()))

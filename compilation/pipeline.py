@@ -11,8 +11,8 @@ from torch import nn
 
 from compilation.capture import Exported, InputSpec, capture
 from compilation.cost import Memory, memory
-from compilation.errors import BudgetError, PlacementError
-from compilation.memory.liveness import lifetimes, lower_bound
+from compilation.errors import BudgetError
+from compilation.memory.liveness import ALIGNMENT, lifetimes, lower_bound, padded
 from compilation.memory.placement import Item, place
 from compilation.memory.validate import check_program_memory
 from compilation.passes.training import Selection, parameter_values
@@ -97,16 +97,15 @@ class Compiler:
 def place_program(program: Program, capacity: int | None) -> None:
     """Give every arena tensor its offset; the judge checks the result. Raises PlacementError."""
     life = lifetimes(program)
-    items = [Item(n, *life[n], program.tensors[n].bytes) for n in life]
-    placement = place([Item(i.id, i.lower, i.upper, -(-i.size // 4) * 4) for i in items], capacity)
+    units = [Item(n, *life[n], padded(program.tensors[n].bytes) // ALIGNMENT) for n in life]
+    placement = place(units, None if capacity is None else capacity // ALIGNMENT)
+    height = placement.height * ALIGNMENT
     for n in life:
-        program.tensors[n].offset = placement.offsets[n]
+        program.tensors[n].offset = placement.offsets[n] * ALIGNMENT
     for t in program.tensors.values():
         if t.alias:
             t.offset = program.tensors[program.storage(t.name)].offset
-    check_program_memory(program, placement.height)
-    if capacity is not None and placement.height > capacity:
-        raise PlacementError(f"the arena needs {placement.height} bytes, more than {capacity}")
+    check_program_memory(program, height)
 
 
 def compile_model(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], budget: int | None = None,

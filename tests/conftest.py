@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import algorithm.models.torchvision_shim  # noqa: F401  (before anything imports timm)
+
 from collections.abc import Callable
 from pathlib import Path
 

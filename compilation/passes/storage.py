@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compilation.memory.liveness import lifetimes, live_bytes, padded
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
@@ -34,16 +36,21 @@ def share_storage(program: Program) -> None:
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 
 
-def least_scratch(program: Program, call: Call) -> dict[str, object]:
-    """The settings of a call that need the least scratch."""
-    options = list(REGISTRY[call.op].schedules(site(program, call)))
-    return min(options, key=lambda o: _scratch(program, call, o)) if options else {}
+def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object], int]]:
+    """The schedule settings of a call with the bytes of scratch each needs, fastest first.
+
+    Calls that look alike to their operation share the answer.
+    """
+    op, where = REGISTRY[call.op], site(program, call)
+    fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
+    key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.parts.items()))))
+    if key not in _SETTINGS:
+        _SETTINGS[key] = [(o, padded(op.scratch(replace(where, attrs={**where.attrs, **o}))))
+                          for o in op.schedules(where)]
+    return _SETTINGS[key]
 
 
-def _scratch(program: Program, call: Call, settings: dict[str, object]) -> int:
-    where = site(program, call)
-    where.attrs |= settings
-    return REGISTRY[call.op].scratch(where)
+_SETTINGS: dict[tuple[str, ...], list[tuple[dict[str, object], int]]] = {}
 
 
 def tune(program: Program, capacity: int | None) -> int:
@@ -56,7 +63,7 @@ def tune(program: Program, capacity: int | None) -> int:
     for i, call in enumerate(program.calls):
         if call.op not in REGISTRY:
             continue
-        options = [(o, padded(_scratch(program, call, o))) for o in REGISTRY[call.op].schedules(site(program, call))]
+        options = kernel_settings(program, call)
         if not options:
             continue
         room = None if capacity is None else capacity - live[i]
