@@ -1,6 +1,7 @@
 /* The attention of a transformer block, streamed: one head at a time, `rows` queries by `key_block` keys. */
 #include "vt_attn_block.h"
 #include "vt_attend.h"
+#include "vt_attn_row.h"
 #include "vt_gradient.h"
 #include "vt_gram_part.h"
 

@@ -41,9 +41,4 @@ typedef struct {
     int32_t n, d, rank;
 } vt_attn_block_grad_args;
 void vt_attn_block_grad(const vt_attn_block_grad_args *a, const vt_step *s);
-
-/* The case q_rows == 1, in vt_attn_row.c; called by the two above. heads: the scratch left for it. */
-void vt_attn_row(const vt_attn_block_args *a, const vt_step *s, const float *mean, const float *rstd, float *heads);
-void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const float *mean, const float *rstd,
-                      float *dln, float *dls, float *heads);
 #endif

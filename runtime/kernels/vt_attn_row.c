@@ -2,16 +2,16 @@
  * s_n = x_n . (Wk^T q) and o = Wv (sum_n p_n x_n), x the normalised rows; the bias of the keys moves all scores by the
  * same amount and drops out, so its gradient is exactly zero. One head costs 2 n width multiply-adds instead of
  * 2 n width d. */
-#include "vt_attn_block.h"
+#include "vt_attn_row.h"
 #include "vt_attend.h"
 #include "vt_gradient.h"
 
-/* Head h for o: scratch is xr, u, xbar (width each), q (d). o goes to y's columns of the head. */
-void vt_attn_row(const vt_attn_block_args *a, const vt_step *s, const float *mean, const float *rstd, float *heads) {
+/* o of each head goes to y's columns of the head. scratch: xr, u, xbar (width each), q (d). */
+void vt_attn_row(const vt_attn_block_args *a, const vt_step *s, const float *mean, const float *rstd, float *scratch) {
     const int32_t width = a->d, d = width / a->heads;
     const float scale = 1.0f / VT_SQRT((float)d);
     const vt_norm nm = {mean, rstd, a->gamma, a->beta};
-    float *xr = heads, *u = xr + width, *xbar = u + width, *q = xbar + width;
+    float *xr = scratch, *u = xr + width, *xbar = u + width, *q = xbar + width;
     int32_t h, i, c;
     for (h = 0; h < a->heads; h++) {
         float m = vt_minus_infinity(), l = 0.0f, *o = a->y + h * d;
@@ -43,10 +43,10 @@ void vt_attn_row(const vt_attn_block_args *a, const vt_step *s, const float *mea
     }
 }
 
-/* Gradients through one row of attention. scratch: g (width) if ls, xr, u, v, xs, xbar (width each), q, go, dq, o (d
- * each), p, dp (n each); a column list of wqkv or wproj stages at most 16 floats in o or dq when free. */
+/* Gradients through one row. scratch: g (width) if ls, xr, u, v, xs, xbar (width each), q, go, dq, o (d each), p, dp
+ * (n each). */
 void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const float *mean, const float *rstd,
-                      float *dln, float *dls, float *heads) {
+                      float *dln, float *dls, float *scratch) {
     const int32_t n = a->n, width = a->d, d = width / a->heads;
     const float scale = 1.0f / VT_SQRT((float)d);
     const vt_norm nm = {mean, rstd, a->gamma, a->beta}, plain = {NULL, NULL, NULL, NULL};
@@ -56,11 +56,11 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
     const float *g = a->dy;
     int32_t h, i, c;
     if (a->ls) {
-        for (c = 0; c < width; c++) heads[c] = a->dy[c] * a->ls[c];
-        g = heads;
-        heads += width;
+        for (c = 0; c < width; c++) scratch[c] = a->dy[c] * a->ls[c];
+        g = scratch;
+        scratch += width;
     }
-    xr = heads; u = xr + width; v = u + width; xs = v + width; xbar = xs + width;
+    xr = scratch; u = xr + width; v = u + width; xs = v + width; xbar = xs + width;
     q = xbar + width; go = q + d; dq = go + d; o = dq + d;
     p = o + d; dp = p + n;
     for (h = 0; h < a->heads; h++) {
@@ -130,8 +130,8 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
                                &plain, NULL, stage);
         }
         if (want_proj)
-            vt_weight_gradient(s, &a->d_wproj, &a->wproj.trained, 0, width, h * d, (h + 1) * d, a->dy, width, 1, 1, o, d,
-                               &plain, a->ls, stage);
+            vt_weight_gradient(s, &a->d_wproj, &a->wproj.trained, 0, width, h * d, (h + 1) * d, a->dy, width, 1, 1, o,
+                               d, &plain, a->ls, stage);
         if (want_bias) {
             vt_apply(s, &a->d_bqkv, h * d, dq, d);
             vt_fill(dq, d, 0.0f);

@@ -1,4 +1,4 @@
-/* The MLP of a transformer block, streamed: the hidden layer exists only `rows` tokens by `chunk` features at a time. */
+/* The MLP of a transformer block, streamed: its hidden layer exists `rows` tokens by `chunk` features at a time. */
 #include "vt_mlp_block.h"
 #include "vt_gradient.h"
 
@@ -45,8 +45,9 @@ typedef struct {
 /* One panel and one hidden chunk: dh (T, j1 - j0; ld J) = gradient before the activation, dln (T, d) += its share of
  * the gradient of LN(x), z += its share of the result, keep (T, kept; ld ld_keep) = the hidden values of the columns
  * that w2 trains. */
-static void vt_mlp_hidden(const vt_mlp_block_grad_args *a, const vt_step *s, const vt_mlp_work *w, int32_t T, int32_t j0,
-                          int32_t j1, const float *g, float *dh, float *dln, float *keep, int32_t ld_keep) {
+static void vt_mlp_hidden(const vt_mlp_block_grad_args *a, const vt_step *s, const vt_mlp_work *w, int32_t T,
+                          int32_t j0, int32_t j1, const float *g, float *dh, float *dln, float *keep,
+                          int32_t ld_keep) {
     const int32_t d = a->d, n = j1 - j0, ld = a->hidden < a->chunk ? a->hidden : a->chunk;
     int32_t t, j;
     vt_fill_panel(w->h, n, T, a->b1 ? a->b1 + j0 : NULL);
@@ -92,7 +93,8 @@ static void vt_mlp_scale(const vt_mlp_block_grad_args *a, const float *z, int32_
 }
 
 /* Neither weight matrix wanted: token panels outside, one pass, sums for wanted vectors in scratch. */
-static void vt_mlp_rows_outer(const vt_mlp_block_grad_args *a, const vt_step *s, vt_mlp_work *w, float *dls, float *at) {
+static void vt_mlp_rows_outer(const vt_mlp_block_grad_args *a, const vt_step *s, vt_mlp_work *w, float *dls,
+                              float *at) {
     const int32_t d = a->d, T0 = vt_width(a->n, a->rows), J = a->hidden < a->chunk ? a->hidden : a->chunk;
     const int want_gamma = vt_wanted(&a->d_gamma), want_beta = vt_wanted(&a->d_beta), want_b1 = vt_wanted(&a->d_b1);
     float *dgamma = at, *dbeta, *db1, *dln, *dh;

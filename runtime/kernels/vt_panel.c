@@ -1,0 +1,104 @@
+/* Tiles and the products made of them. One tile stays in registers over the whole sum. */
+#include "vt_panel.h"
+
+VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, const float *x, const int R, const int L) {
+    float acc[8][16] = {{0.0f}};    /* R x L are used */
+    const ptrdiff_t brs = p->brs, bcs = p->bcs, ldx = p->ldx, bo = p->bo, xo = p->xo;
+    const uint16_t *bi = p->bi, *xi = p->xi;
+    const int32_t n = p->k;
+    int r, l;
+    int32_t k;
+    for (r = 0; r < R; r++)
+        for (l = 0; l < L; l++) acc[r][l] = y[r][l];
+    for (k = 0; k < n; k++) {
+        const float *xk = x + (xi ? (ptrdiff_t)xi[k] - xo : k) * ldx;
+        const float *bk = b + (bi ? (ptrdiff_t)bi[k] - bo : k) * bcs;
+        for (r = 0; r < R; r++) {
+            const float w = bk[r * brs];
+            for (l = 0; l < L; l++) acc[r][l] = VT_FMA(w, xk[l], acc[r][l]);
+        }
+    }
+    for (r = 0; r < R; r++)
+        for (l = 0; l < L; l++) y[r][l] = acc[r][l];
+}
+
+#define VT_TILE_CASE(R, L) \
+    case (R) * 32 + (L): vt_tile(y, p, b, x, (R), (L)); break
+void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
+              int32_t lanes) {
+    switch (rows * 32 + lanes) {
+#if VT_LANES >= 16
+    VT_TILE_CASE(8, 16);
+    VT_TILE_CASE(4, 16);
+    VT_TILE_CASE(1, 16);
+#endif
+#if VT_LANES >= 8
+    VT_TILE_CASE(4, 8);
+    VT_TILE_CASE(1, 8);
+#endif
+    VT_TILE_CASE(4, 4);
+    VT_TILE_CASE(1, 4);
+    VT_TILE_CASE(4, 2);
+    VT_TILE_CASE(1, 2);
+    VT_TILE_CASE(4, 1);
+    VT_TILE_CASE(1, 1);
+    default: break;
+    }
+}
+
+void vt_multiply(float *y, ptrdiff_t ldy, const uint16_t *yi, int32_t yo, const uint16_t *li, int32_t lo,
+                 int32_t m, int32_t n, const vt_product *p) {
+    int32_t l0, r0, lanes, rows, r, l;
+    float tile[8][16];
+    float *at[8];
+    for (l0 = 0; l0 < n; l0 += lanes) {
+        lanes = vt_width(n - l0, VT_LANES);
+        for (r0 = 0; r0 < m; r0 += rows) {
+            rows = m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
+            for (r = 0; r < rows; r++) {
+                float *row = y + (yi ? (ptrdiff_t)yi[r0 + r] - yo : r0 + r) * ldy;
+                at[r] = li ? tile[r] : row + l0;
+                if (li)
+                    for (l = 0; l < lanes; l++) tile[r][l] = row[li[l0 + l] - lo];
+            }
+            vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);
+            if (li)
+                for (r = 0; r < rows; r++) {
+                    float *row = y + (yi ? (ptrdiff_t)yi[r0 + r] - yo : r0 + r) * ldy;
+                    for (l = 0; l < lanes; l++) row[li[l0 + l] - lo] = tile[r][l];
+                }
+        }
+    }
+}
+
+void vt_forward(const vt_step *s, float *y, int32_t T, const vt_matrix *m, int32_t o0, int32_t o1,
+                int32_t c0, int32_t c1, const float *x) {
+    int32_t i;
+    for (i = 0; i < 2; i++) {
+        const vt_part *w = i ? &m->trained : &m->frozen;
+        if (w->n_rows > 0) {
+            const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
+            const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
+            const vt_product p = {w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols, 1, x, T, NULL,
+                                  w->cols ? w->cols + k0 : NULL, 0, c0, k1 - k0};
+            VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)T);
+            vt_multiply(y, T, w->rows ? w->rows + r0 : NULL, o0, NULL, 0, r1 - r0, T, &p);
+        }
+    }
+}
+
+void vt_backward(const vt_step *s, float *y, ptrdiff_t ldy, int32_t n, const vt_matrix *m, int32_t o0,
+                 int32_t o1, int32_t c0, int32_t c1, const float *g, ptrdiff_t grs, ptrdiff_t gcs) {
+    int32_t i;
+    for (i = 0; i < 2; i++) {
+        const vt_part *w = i ? &m->trained : &m->frozen;
+        if (w->n_rows > 0) {
+            const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
+            const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
+            const vt_product p = {g, grs, gcs, w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols,
+                                  w->rows ? w->rows + r0 : NULL, NULL, o0, 0, r1 - r0};
+            VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)n);
+            vt_multiply(y, ldy, NULL, 0, w->cols ? w->cols + k0 : NULL, c0, n, k1 - k0, &p);
+        }
+    }
+}
