@@ -16,7 +16,8 @@ import numpy as np
 from compilation.ops.base import Arrays, Op, Sample, Site
 
 KERNELS = Path(__file__).resolve().parents[2] / "runtime" / "kernels"
-FLAGS = ["-std=c99", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DVT_PROFILE", "-shared", "-fPIC"]
+FLAGS = ["-std=c99", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DVT_PROFILE",
+         "-shared", "-fPIC"]
 NUMPY = {"f32": np.float32, "i32": np.int32, "u16": np.uint16, "u8": np.uint8}
 GUARD = 64
 

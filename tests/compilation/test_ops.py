@@ -1,0 +1,319 @@
+"""Every operation of the registry: shapes, reference, gradients, kernel, scratch, storage, cost, updates.
+
+A new operation is covered by its definition alone; only TORCH, the PyTorch words for it, is written here.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compilation.ops import REGISTRY, Op, Sample, Site
+from compilation.ops.base import Arrays
+from tests.compilation.kernel_library import Sink, Step, Update, build, run, site_of, structures, trained_part
+
+TOLERANCE = 3e-6            # float32 kernels against float64, relative to the largest value
+Tensors = dict[str, torch.Tensor]
+
+
+# -- the operations in PyTorch ---------------------------------------------------------------------------
+def _norm(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
+    x = i["x"]
+    return F.layer_norm(x, x.shape[-1:], i.get("gamma"), i.get("beta"), a["eps"]) if a.get("norm", 1) else x
+
+
+def _attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
+    q, k, v = qkv.reshape(qkv.shape[0], 3, heads, -1).permute(1, 2, 0, 3)
+    return F.scaled_dot_product_attention(q, k, v).permute(1, 0, 2).reshape(qkv.shape[0], -1)
+
+
+def _gram(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (x @ x.T / x.shape[1]) @ (a @ b)
+
+
+def _residual(i: Tensors, a: dict[str, Any], z: torch.Tensor) -> torch.Tensor:
+    y = z * i.get("ls", 1.0)
+    return i["x"] + y if a["residual"] else y
+
+
+def _mlp(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
+    act: Callable[[torch.Tensor], torch.Tensor] = [F.gelu, partial(F.gelu, approximate="tanh"), F.relu][a["act"]]
+    return _residual(i, a, F.linear(act(F.linear(_norm(i, a), i["w1"], i.get("b1"))), i["w2"], i.get("b2")))
+
+
+def _attn(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
+    u = _norm(i, a)
+    z = F.linear(_attention(F.linear(u, i["wqkv"], i.get("bqkv")), a["heads"]), i["wproj"], i.get("bproj"))
+    if "gram_a" in i:
+        z = z + _gram(u, i["gram_a"], i["gram_b"])
+    return _residual(i, a, z)[:a["q_rows"]]
+
+
+def _embed(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
+    image = (i["image"].double() * i["scale"] + i["shift"]).permute(2, 0, 1)[None]
+    p, (d, _) = a["patch"], i["w"].shape
+    y = F.conv2d(image, i["w"].reshape(d, -1, p, p), i.get("b"), stride=p)[0].flatten(1).T
+    return torch.cat([i["prefix"], y] if "prefix" in i else [y]) + i.get("pos", 0.0)
+
+
+TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
+    "gelu": lambda i, a: F.gelu(i["x"], approximate="tanh" if a["tanh"] else "none"),
+    "relu": lambda i, a: F.relu(i["x"]),
+    "add": lambda i, a: i["a"] + i["b"],
+    "scale": lambda i, a: i["x"] * i["s"],
+    "mul_const": lambda i, a: i["x"] * a["value"],
+    "take_row": lambda i, a: i["x"][a["row"]][None],
+    "mean_rows": lambda i, a: i["x"][a["start"]:].mean(0, keepdim=True),
+    "take_cols": lambda i, a: i["x"][:, i["index"].long()],
+    "layer_norm": _norm,
+    "linear": lambda i, a: F.linear(i["x"], i["w"], i.get("b")),
+    "attention": lambda i, a: _attention(i["qkv"], a["heads"]),
+    "gram": lambda i, a: _gram(i["x"], i["a"], i["b"]),
+    "cross_entropy": lambda i, a: F.cross_entropy(i["logits"], i["label"].long())[None],
+    "patch_embed": _embed,
+    "mlp_block": _mlp,
+    "attn_block": _attn,
+}
+
+
+# -- samples ---------------------------------------------------------------------------------------------
+def samples(op: Op) -> list[Sample]:
+    return list(op.samples(np.random.default_rng(7)))
+
+
+def each(choose: Callable[[Op], bool] = lambda op: True) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("op", [op for op in REGISTRY.values() if choose(op)], ids=lambda op: op.name)
+
+
+def is_gradient(op: Op) -> bool:
+    return op.name in {o.gradient for o in REGISTRY.values()}
+
+
+def settings_of(op: Op, sample: Sample) -> Iterator[dict[str, Any]]:
+    """The defaults, and every setting that the operation offers."""
+    yield {}
+    yield from op.schedules(site_of(op, sample))
+
+
+def differentiable(op: Op, sample: Sample) -> list[str]:
+    made = {s.name for s in REGISTRY[op.gradient].outputs} if op.gradient else set()
+    return [s for s in sample.inputs if f"d_{s}" in made]
+
+
+def gradient_call(op: Op, sample: Sample, dy: np.ndarray) -> tuple[Op, Arrays, dict[str, Any]]:
+    """The gradient operation of a forward sample, its inputs and attributes."""
+    grad = REGISTRY[op.gradient or ""]
+    known = {s.name for s in grad.inputs}
+    inputs = {s: v for s, v in sample.inputs.items() if s in known}
+    if "dy" in known:
+        inputs["dy"] = dy
+    attrs = {k: v for k, v in site_of(op, sample).attrs.items() if k in grad.attrs}
+    if "n" in grad.attrs:
+        attrs["n"] = sample.inputs["x"].shape[0]
+    return grad, inputs, attrs
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ct.CDLL:
+    return build(tmp_path_factory.mktemp("kernels"), "-O3", "-march=native")
+
+
+# -- definitions -----------------------------------------------------------------------------------------
+@each()
+def test_shapes_are_what_infer_says(op: Op) -> None:
+    for sample in samples(op):
+        site = site_of(op, sample)
+        made = op.reference(sample.inputs, site.attrs)
+        for slot, (shape, _) in op.infer(site).items():
+            if slot in made:
+                assert trained_part(sample, slot.removeprefix("d_"), made[slot]).shape == tuple(shape), (slot, sample)
+
+
+@each()
+def test_struct_has_the_registry_s_fields(op: Op) -> None:
+    """The C argument struct: one field a slot, attribute and shape, and scratch where it is needed."""
+    fields = dict(structures()[f"{op.symbol}_args"]._fields_)  # type: ignore[attr-defined]
+    sample = samples(op)[0]
+    expected = {s.name for s in (*op.inputs, *op.outputs)} | set(op.attrs) | set(op.dims(site_of(op, sample)))
+    assert set(fields) - {"scratch"} == expected
+    for name, (c_type, _) in op.attrs.items():
+        assert fields[name] is {"float": ct.c_float, "int32_t": ct.c_int32}[c_type]
+
+
+@each(lambda op: not is_gradient(op) and op.name != "sgd")
+def test_reference_and_gradient_against_torch(op: Op) -> None:
+    for sample in samples(op):
+        attrs = site_of(op, sample).attrs
+        inputs = {s: torch.from_numpy(np.array(v)) for s, v in sample.inputs.items()}
+        wanted = differentiable(op, sample)
+        for s in wanted:
+            inputs[s].requires_grad_(True)
+        y = TORCH[op.name](inputs, attrs)
+        (made,) = op.reference(sample.inputs, attrs).values()
+        np.testing.assert_allclose(made, y.detach().numpy(), rtol=1e-10, atol=1e-12)
+        if not wanted:
+            continue
+        dy = np.random.default_rng(3).normal(size=y.shape) if op.name != "cross_entropy" else np.ones(1)
+        y.backward(torch.from_numpy(dy))
+        grad, grad_inputs, grad_attrs = gradient_call(op, sample, dy)
+        found = grad.reference(grad_inputs, grad_attrs)
+        for s in wanted:
+            np.testing.assert_allclose(found[f"d_{s}"], inputs[s].grad, rtol=1e-8, atol=1e-10, err_msg=f"d_{s}")
+
+
+@each(lambda op: op.gradient is not None)
+def test_gradient_against_finite_differences(op: Op) -> None:
+    rng = np.random.default_rng(5)
+    for sample in samples(op):
+        attrs = site_of(op, sample).attrs
+        (y,) = op.reference(sample.inputs, attrs).values()
+        dy = rng.normal(size=y.shape) if op.name != "cross_entropy" else np.ones(1)
+        grad, grad_inputs, grad_attrs = gradient_call(op, sample, dy)
+        found = grad.reference(grad_inputs, grad_attrs)
+        for s in differentiable(op, sample):
+            way = rng.normal(size=sample.inputs[s].shape)
+            h = 1e-6
+
+            def loss(step: float, s: str = s, way: np.ndarray = way, dy: np.ndarray = dy,
+                     sample: Sample = sample, attrs: dict[str, Any] = attrs) -> float:
+                (moved,) = op.reference({**sample.inputs, s: sample.inputs[s] + step * way}, attrs).values()
+                return float((dy * moved).sum())
+
+            slope = (loss(h) - loss(-h)) / (2 * h)
+            assert slope == pytest.approx(float((found[f"d_{s}"] * way).sum()), rel=1e-6, abs=1e-6), (op.name, s)
+
+
+# -- kernels ---------------------------------------------------------------------------------------------
+@each(lambda op: op.name != "sgd")
+def test_kernel_for_every_setting(op: Op, library: ct.CDLL) -> None:
+    """Against the reference, with exact scratch, exact count of multiply-adds, and nothing written beside."""
+    for sample in samples(op):
+        site = site_of(op, sample)
+        expected = op.reference(sample.inputs, site.attrs)
+        for settings in settings_of(op, sample):
+            at = site_of(op, sample, settings)
+            one, two = run(library, op, sample, settings), run(library, op, sample, settings, fill=0xC3)
+            where = f"{op.name} {settings} {sample.wants} {sample.parts} {sample.attrs}"
+            assert one.intact and two.intact, where
+            assert one.macs == op.cost(at).macs, where
+            assert max(one.scratch_written, two.scratch_written) == op.scratch(at), where
+            for slot, found in one.outputs.items():
+                want = trained_part(sample, slot.removeprefix("d_"), expected[slot])
+                np.testing.assert_allclose(found, want, rtol=0, atol=TOLERANCE * max(1.0, np.abs(want).max()),
+                                           err_msg=f"{where} {slot}")
+                np.testing.assert_array_equal(found, two.outputs[slot], f"{where} {slot} depends on what scratch held")
+
+
+@each()
+def test_in_place_is_out_of_place(op: Op, library: ct.CDLL) -> None:
+    for sample in samples(op):
+        for out, into in op.may_alias(site_of(op, sample)).items():
+            if into not in sample.inputs or (out.startswith("d_") and out not in sample.wants):
+                continue
+            for settings in settings_of(op, sample):
+                apart = run(library, op, sample, settings)
+                placed = run(library, op, sample, settings, alias={out: into})
+                assert placed.intact
+                for slot, found in placed.outputs.items():
+                    np.testing.assert_array_equal(found, apart.outputs[slot], f"{op.name} {slot} {settings}")
+
+
+@each(lambda op: any(s.kind in ("vector", "matrix") for s in op.outputs))
+@pytest.mark.parametrize("update", [Update(), Update(momentum=0.9, velocity=True)], ids=["sgd", "momentum"])
+def test_fused_update_is_gradient_then_sgd(op: Op, update: Update, library: ct.CDLL) -> None:
+    sinks = {s.name for s in op.outputs if s.kind in ("vector", "matrix")}
+    for sample in samples(op):
+        settings = list(settings_of(op, sample))
+        for chosen in (settings[0], settings[-1]):
+            apart, fused = run(library, op, sample, chosen), run(library, op, sample, chosen, update)
+            for slot, found in fused.outputs.items():
+                np.testing.assert_array_equal(found, apart.outputs[slot], f"{op.name} {slot} read updated weights")
+            for slot in sinks & set(sample.wants):
+                name = slot.removeprefix("d_")
+                before = trained_part(sample, name, sample.inputs[name]) if name in sample.inputs else np.ones(
+                    apart.outputs[slot].shape)
+                p, v = sgd(library, before, apart.outputs[slot], update)
+                np.testing.assert_array_equal(fused.updated[name], p, f"{op.name} {name}")
+                if update.velocity:
+                    np.testing.assert_array_equal(fused.velocity[name], v, f"{op.name} {name} velocity")
+
+
+def sgd(library: ct.CDLL, p: np.ndarray, g: np.ndarray, update: Update) -> tuple[np.ndarray, np.ndarray]:
+    """The sgd operation on its own: parameter and velocity after it (velocities start at 0.25)."""
+    args = structures()["vt_sgd_args"]()
+    p, g, v = (np.ascontiguousarray(a, np.float32).copy() for a in (p, g, np.full(g.shape, 0.25)))
+    args.p = Sink(None, p.ctypes.data, v.ctypes.data if update.velocity else None)
+    args.g, args.size = g.ctypes.data, g.size
+    library.vt_sgd(ct.byref(args), ct.byref(Step(update.lr, update.momentum, None)))
+    return p, v
+
+
+def test_sgd_is_torch_sgd(library: ct.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    start, g = rng.normal(size=37), rng.normal(size=37)
+    p, v = sgd(library, start, g, Update(lr=0.1, momentum=0.9, velocity=True))
+    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    optimiser = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.grad = torch.from_numpy(g)
+    optimiser.state[parameter]["momentum_buffer"] = torch.full((37,), 0.25, dtype=torch.float64)
+    optimiser.step()
+    np.testing.assert_allclose(p, parameter.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(v, 0.9 * 0.25 + g, atol=1e-6)
+
+
+@each(lambda op: "rows" in op.schedule)
+def test_panel_width_never_changes_a_bit(op: Op, library: ct.CDLL) -> None:
+    """The order of every sum is that of the program, not of the token panels it is taken in."""
+    for sample in samples(op):
+        whole = run(library, op, sample, {"rows": 16})
+        for rows in (1, 2, 4, 8):
+            for slot, found in run(library, op, sample, {"rows": rows}).outputs.items():
+                np.testing.assert_array_equal(found, whole.outputs[slot], f"{op.name} {slot} rows={rows}")
+
+
+def builds() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Compilers and options whose kernels have to agree bit for bit with zig -O3 for this CPU."""
+    found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "zig-O0": ((), ("-O0", "-fno-sanitize=undefined")), "zig-O3-baseline": ((), ("-O3", "-mcpu=baseline"))}
+    for compiler in ("gcc", "clang"):
+        if path := shutil.which(compiler):
+            found[f"{compiler}-O3"] = ((path,), ("-O3", "-march=native"))
+    return found
+
+
+@pytest.mark.parametrize("name", builds())
+def test_every_build_gives_the_same_bits(name: str, library: ct.CDLL, tmp_path: Any) -> None:
+    compiler, options = builds()[name]
+    other = build(tmp_path, *options, **({"compiler": compiler} if compiler else {}))
+    for op in REGISTRY.values():
+        for sample in samples(op)[::2]:
+            if op.name == "sgd":
+                continue
+            here, there = run(library, op, sample), run(other, op, sample)
+            for slot, found in here.outputs.items():
+                np.testing.assert_array_equal(found, there.outputs[slot], f"{op.name} {slot} {name}")
+
+
+@pytest.mark.parametrize(("name", "n", "d", "heads", "limit"), [
+    ("attn_block_grad", 37, 192, 3, 9_900), ("mlp_block_grad", 37, 192, 3, 9_900), ("attn_block", 65, 384, 6, 14_000),
+    ("mlp_block", 65, 384, 6, 14_000), ("attn_block_grad", 197, 384, 6, 29_000)])
+def test_streams_can_run_in_little_scratch(name: str, n: int, d: int, heads: int, limit: int) -> None:
+    """The smallest scratch of streamed operations, with the sums for biases and normalisation, that budgets rest on."""
+    shapes = {"x": (n, d), "dy": (n, d), "gamma": (d,), "beta": (d,), "wqkv": (3 * d, d), "bqkv": (3 * d,),
+              "wproj": (d, d), "bproj": (d,), "w1": (4 * d, d), "b1": (4 * d,), "w2": (d, 4 * d), "b2": (d,)}
+    op = REGISTRY[name]
+    wants = frozenset({"d_x", "d_gamma", "d_beta", "d_bqkv", "d_bproj", "d_b1", "d_b2"} & {s.name for s in op.outputs})
+    known = {s: shape for s, shape in shapes.items() if s in {i.name for i in op.inputs}}
+    site = Site(known, {"heads": heads, "q_rows": n}, wants)
+    made = list(op.schedules(site))
+    sizes = [op.scratch(Site(known, {**site.attrs, **s}, wants)) for s in made]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= limit
