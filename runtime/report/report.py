@@ -62,6 +62,7 @@ class RunReport:
             "arena_lower_bound_bytes": self.arena_lower_bound_bytes, "flash_bytes": m.flash_bytes,
             "code_bytes": m.code_bytes, "trained_bytes": m.trained_bytes, "state_bytes": m.state_bytes,
             "output_bytes": m.output_bytes, "stack_reserve_bytes": STACK_BYTES, "stack_measured_bytes": m.stack_bytes,
+            "stack_host_bytes": m.host_stack_bytes,
             "macs_per_step": m.macs, "macs_predict": m.predict_macs,
             "macs_without_recompute": self.macs_without_recompute,
             "trained_parameters": self.trained_parameters, "plan": self.plan,
@@ -175,7 +176,7 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
         ("RAM measured", f"{m.ram_bytes:,} bytes {agree}"),
         ("arena", f"{m.arena_bytes:,} bytes, {gap:.3f} x the liveness bound"),
         ("trained weights", f"{m.trained_bytes:,} bytes, {report.trained_parameters:,} parameters"),
-        ("stack", f"{m.stack_bytes:,} bytes used on this machine, {STACK_BYTES:,} reserved"),
+        ("stack", f"{m.stack_bytes:,} bytes on a Cortex-M7, {m.host_stack_bytes:,} here; {STACK_BYTES:,} reserved"),
         ("flash", f"{m.flash_bytes:,} bytes, {m.code_bytes:,} of them code and tables (Cortex-M7)"),
         ("multiply-accumulates", f"{m.macs:,} a step{again}, {m.predict_macs:,} a prediction"),
         ("loss, C against float64", f"{v.loss_max_rel_error:.1e} relative (float32 PyTorch "

@@ -40,7 +40,8 @@ class Measured:
     state_bytes: int
     output_bytes: int
     other_bytes: int            # writable memory of the firmware build that belongs to no block: must be 0
-    stack_bytes: int            # deepest stack seen on this machine
+    stack_bytes: int            # deepest chain of calls of the Cortex-M7 build
+    host_stack_bytes: int       # deepest stack that the runs touched on this machine (wider registers, larger frames)
     flash_bytes: int            # linked Cortex-M7 code and constants
     code_bytes: int
     macs: int
@@ -77,7 +78,7 @@ class Simulator:
         except BaseException:
             self.close()
             raise
-        self.stack_bytes = 0
+        self.host_stack_bytes = 0
         self._guard()
         self.reset()
 
@@ -166,7 +167,7 @@ class Simulator:
                                         ctypes.byref(stack))
         if error:
             raise SimulationError(f"no thread for the simulated core (system error {error})")
-        self.stack_bytes = max(self.stack_bytes, int(stack.value))
+        self.host_stack_bytes = max(self.host_stack_bytes, int(stack.value))
         self._check_guards("vt_predict" if predict else "vt_train_step")
         return float(loss.value), int(result.value)
 
@@ -226,7 +227,7 @@ class Simulator:
         was written) or where the stack is deeper than its reserve."""
         touched, images, losses = [], [], []
         trains = self.interface.label is not None
-        self.stack_bytes = 0
+        self.host_stack_bytes = 0
         for poison in POISONS:
             self.reset()
             if trains:
@@ -251,10 +252,12 @@ class Simulator:
         firmware = firmware or build_firmware(self.folder)
         ram = dict(firmware.ram)
         blocks = {b: sum(ram.pop(n, 0) for n in (f".vt_{b}", f".bss.vt_{b}")) for b in BLOCKS}
-        if self.stack_bytes > STACK_BYTES and self.build.optimise == "-O3":
-            raise SimulationError(f"the step used {self.stack_bytes} bytes of stack, the reserve is {STACK_BYTES}")
+        if firmware.stack_bytes > STACK_BYTES:
+            raise SimulationError(f"the step needs {firmware.stack_bytes} bytes of stack, the reserve is {STACK_BYTES} "
+                                  f"({' > '.join(firmware.stack_chain)})")
         return Measured(arena_bytes=max(*touched, image_end), trained_bytes=blocks["trained"],
                         state_bytes=blocks["state"], output_bytes=blocks["output"],
-                        other_bytes=sum(ram.values()), stack_bytes=self.stack_bytes,
+                        other_bytes=sum(ram.values()), stack_bytes=firmware.stack_bytes,
+                        host_stack_bytes=self.host_stack_bytes,
                         flash_bytes=firmware.flash_bytes, code_bytes=firmware.code_bytes, macs=macs,
                         predict_macs=predict_macs, undefined=firmware.undefined)

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from runtime.errors import ToolchainError
 from runtime.toolchain.elf import Elf, undefined_symbols
+from runtime.toolchain.stack import deepest, read_frames
 
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 EXACT = ("-ffp-contract=off", "-fno-math-errno")        # the same bits everywhere; sqrtf and fmaf as instructions
 ZIG_ONLY = ("-fno-sanitize=undefined",)
 CORTEX_M7 = ("-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m7+fp_armv8d16", "-O3", "-Xclang", "-O3",
              "-fomit-frame-pointer", "-ffreestanding", "-fno-unwind-tables", "-fno-stack-protector",
-             "-ffunction-sections", "-fdata-sections")
+             "-ffunction-sections", "-fdata-sections", "-fstack-size-section")
 FLASH_STANDIN = 0x90000000   # where the constants would be, when only the code is built
 ENTRY_POINTS = ("vt_init", "vt_input", "vt_train_step", "vt_predict", "vt_logits", "vt_trained", "vt_trained_table")
 
@@ -185,13 +186,15 @@ class Firmware:
     """A bare-metal build, linked without a start-up file: what the device would hold.
 
     undefined: symbols nothing defines (must be empty); code_bytes: code and read-only data without weights.bin;
-    weights_bytes: weights.bin; ram: writable bytes by section.
+    weights_bytes: weights.bin; ram: writable bytes by section; stack_bytes: the deepest chain of calls, stack_chain.
     """
 
     undefined: frozenset[str]
     code_bytes: int
     weights_bytes: int
     ram: dict[str, int]
+    stack_bytes: int
+    stack_chain: tuple[str, ...]
 
     @property
     def flash_bytes(self) -> int:
@@ -206,13 +209,15 @@ def build_firmware(folder: Path, flags: tuple[str, ...] = CORTEX_M7) -> Firmware
         objects = compile_objects(sources_in(folder, weights=False), all_flags, "zig", build_folder)
         undefined = undefined_symbols(objects)
         weights_bytes = (folder / "weights.bin").stat().st_size
+        stack, names = deepest(read_frames(objects), ENTRY_POINTS)
+        chain = tuple(names)
         if undefined:
             elfs = [Elf(o) for o in objects]
             ram: dict[str, int] = {}
             for elf in elfs:
                 for section, size in elf.ram.items():
                     ram[section] = ram.get(section, 0) + size
-            return Firmware(frozenset(undefined), sum(e.flash_bytes for e in elfs), weights_bytes, ram)
+            return Firmware(frozenset(undefined), sum(e.flash_bytes for e in elfs), weights_bytes, ram, stack, chain)
         image = build_folder / "firmware.elf"
         defined = {s.name for o in objects for s in Elf(o).symbols if s.defined}
         roots = [f"-Wl,-u,{entry}" for entry in ENTRY_POINTS if entry in defined]
@@ -224,4 +229,4 @@ def build_firmware(folder: Path, flags: tuple[str, ...] = CORTEX_M7) -> Firmware
         run([*compiler_command("zig"), *flags[:3], "-nostdlib", "-Wl,--gc-sections", "-Wl,-e,vt_predict", *roots,
              f"-Wl,-T,{script}", "-o", str(image), *(str(o) for o in objects)], folder, build_folder)
         elf = Elf(image)
-        return Firmware(frozenset(), elf.flash_bytes, weights_bytes, elf.ram)
+        return Firmware(frozenset(), elf.flash_bytes, weights_bytes, elf.ram, stack, chain)

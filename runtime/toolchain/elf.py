@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import ToolchainError
 
-SHT_SYMTAB, SHT_NOBITS, SHN_UNDEF = 2, 8, 0
+SHT_SYMTAB, SHT_RELA, SHT_NOBITS, SHT_REL, SHN_UNDEF = 2, 4, 8, 9, 0
 SHF_WRITE, SHF_ALLOC, SHF_EXEC = 1, 2, 4
 STB_LOCAL, STB_WEAK = 0, 2
 
@@ -21,6 +22,7 @@ class Section:
     offset: int
     size: int
     link: int
+    info: int
 
     @property
     def in_memory(self) -> bool:
@@ -44,7 +46,7 @@ class Symbol:
 
 
 class Elf:
-    """Sections and symbols of an object file or a linked image. Raises ToolchainError for anything else."""
+    """Sections, symbols and relocations of an object file or image. Raises ToolchainError for anything else."""
 
     def __init__(self, path: str | Path) -> None:
         data = Path(path).read_bytes()
@@ -65,20 +67,36 @@ class Elf:
             start = table[4] + at
             return data[start:data.index(b"\0", start)].decode()
 
-        self.sections = [Section(text(strings, r[0]), r[1], r[2], r[4], r[5], r[6]) for r in raw]
+        self.sections = [Section(text(strings, r[0]), r[1], r[2], r[4], r[5], r[6], r[7]) for r in raw]
+        self.data = data
         self.symbols: list[Symbol] = []
+        self.names: dict[int, list[str]] = {}       # symbol table's section -> names by index
         size = 24 if self.wide else 16
-        for r in raw:
+        for table, r in enumerate(raw):
             if r[1] != SHT_SYMTAB:
                 continue
+            own = self.names.setdefault(table, [])
             for at in range(r[4], r[4] + r[5], size):
                 if self.wide:
                     name, info, _, index = struct.unpack_from("<IBBH", data, at)
                 else:
                     name, _, _, info, _, index = struct.unpack_from("<IIIBBH", data, at)
-                if label := text(raw[r[6]], name):
+                label = text(raw[r[6]], name)
+                own.append(label or (self.sections[index].name if 0 < index < len(raw) else ""))
+                if label:
                     bind = info >> 4
                     self.symbols.append(Symbol(label, index != SHN_UNDEF, bind == STB_WEAK, bind == STB_LOCAL))
+
+    def relocations(self) -> Iterator[tuple[int, int, str]]:
+        """(section index, type, symbol) of each relocation; a section symbol has the section's name."""
+        for s in self.sections:
+            if s.type not in (SHT_REL, SHT_RELA):
+                continue
+            size = (16 if self.wide else 8) + (0 if s.type == SHT_REL else 8 if self.wide else 4)
+            for at in range(s.offset, s.offset + s.size, size):
+                info, = struct.unpack_from("<Q" if self.wide else "<I", self.data, at + (8 if self.wide else 4))
+                symbol, kind = (info >> 32, info & 0xFFFFFFFF) if self.wide else (info >> 8, info & 0xFF)
+                yield s.info, kind, self.names[s.link][symbol]
 
     def bytes_of(self, *names: str) -> int:
         """Total size of the sections with these names."""

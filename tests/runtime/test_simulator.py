@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from compilation.program import Program
+from compilation.program import Call, Program
 from runtime.codegen import Generated
 from runtime.errors import SimulationError
 from runtime.simulator import Simulator
@@ -44,7 +44,7 @@ def test_measured_memory_is_the_planned_memory(toy_simulator: Simulator) -> None
     assert (measured.trained_bytes, measured.state_bytes, measured.output_bytes) == (48, 48, 20)
     assert measured.other_bytes == 0 and not measured.undefined
     assert measured.ram_bytes == 52 + 48 + 48 + 20 + 4096
-    assert 0 < measured.stack_bytes <= 4096
+    assert 0 < measured.stack_bytes <= 4096 and 0 < measured.host_stack_bytes <= 4096
     assert measured.macs == toy.O * toy.K + 8 and measured.predict_macs == toy.O * toy.K
     assert measured.flash_bytes > (toy_simulator.folder / "weights.bin").stat().st_size
 
@@ -93,13 +93,21 @@ def test_the_c_code_itself_refuses_a_label_out_of_range(toy_simulator: Simulator
 @pytest.mark.parametrize(("fault", "what"), [
     (1, "wrote .* bytes past the end of the output block"),
     (2, "the loss is nan|memory that was never written"),
-    (3, "bytes of stack, the reserve is 4096"),
-    (4, "the loss is nan"),
+    (3, "the loss is nan"),
 ])
 def test_misdeeds_are_caught(write_toy: Write, fault: int, what: str) -> None:
     program = toy.program(fault=fault)
     with Simulator(write_toy(program).folder, program) as simulator, pytest.raises(SimulationError, match=what):
         simulator.measure(data(1)[0][0])
+
+
+def test_a_deep_stack_is_caught(write_toy: Write) -> None:
+    program = toy.program()
+    program.calls.insert(1, Call("toy_deep", {"image": "image"}, {}))
+    with Simulator(write_toy(program).folder, program) as simulator:
+        with pytest.raises(SimulationError, match=r"needs 12\d\d\d bytes of stack.*reserve is 4096.*vt_toy_deep"):
+            simulator.measure(data(1)[0][0])
+        assert 12000 < simulator.host_stack_bytes < 13000
 
 
 def test_another_program_is_refused(write_toy: Write) -> None:

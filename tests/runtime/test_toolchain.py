@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.codegen.generate import KERNELS
+from runtime.codegen.generate import KERNELS, STACK_BYTES
 from runtime.errors import ToolchainError
 from runtime.toolchain import CORTEX_M7, Build, Elf, build_shared, undefined_symbols
 from runtime.toolchain.build import EXACT, WARNINGS, ZIG_ONLY, compile_objects, compiler_command
+from runtime.toolchain.stack import deepest, read_frames
 
 
 def test_every_kernel_compiles_for_a_bare_cortex_m7_without_an_undefined_symbol(tmp_path: Path) -> None:
@@ -53,3 +54,30 @@ def test_elf_reader_tells_flash_from_ram(tmp_path: Path) -> None:
     assert undefined_symbols([path]) == {"other"}
     with pytest.raises(ToolchainError, match="no little-endian ELF"):
         Elf(source)
+
+
+def test_deepest_stack_follows_the_calls(tmp_path: Path) -> None:
+    """Three functions with known buffers: the figure is the chain's sum; recursion has no bound."""
+    source = tmp_path / "deep.c"
+    source.write_text("""
+        static __attribute__((noinline)) int leaf(int n) { volatile char b[1000]; b[n] = 1; return b[n / 2]; }
+        static __attribute__((noinline)) int low(int n) { volatile char b[40]; b[n] = 1; return leaf(b[n]) + b[1]; }
+        int root(int n);
+        int root(int n) { volatile char b[200]; b[n] = 1; return low(b[n]) + leaf(n) + b[n / 2]; }
+        int loop(int n);
+        int loop(int n) { volatile char b[9]; b[n] = 1; return n ? loop(n - 1) + b[n / 2] : 0; }
+        """)
+    objects = compile_objects([source], CORTEX_M7, "zig", tmp_path)
+    frames = read_frames(objects)
+    size, chain = deepest(frames, ("root",))
+    assert chain == ["root", "deep:low", "deep:leaf"]
+    assert 1240 <= size <= 1240 + 3 * 24
+    with pytest.raises(ToolchainError, match="loop calls itself"):
+        deepest(frames, ("loop",))
+
+
+def test_kernels_stay_within_the_stack_reserve(tmp_path: Path) -> None:
+    objects = compile_objects(sorted(KERNELS.glob("*.c")), (*CORTEX_M7, *WARNINGS, *EXACT, *ZIG_ONLY), "zig", tmp_path)
+    frames = read_frames(objects)
+    size, chain = deepest(frames, tuple(frames.size))
+    assert 0 < size <= STACK_BYTES - 512, f"{size} bytes: {' > '.join(chain)}"

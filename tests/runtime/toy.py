@@ -50,7 +50,16 @@ class Square(ToyOp):
         return {"k": site.shapes["logits"][-1]}
 
 
-REGISTRY: dict[str, Op] = {cls.name: cls() for cls in (Dense, DenseGrad, Square)}
+class Deep(ToyOp):
+    name, symbol, source = "toy_deep", "vt_toy_deep", "toy_deep.c"
+    inputs = (Slot("image", dtype="u8"),)
+    outputs = ()
+
+    def dims(self, site: Site) -> dict[str, int]:
+        return {"k": site.shapes["image"][-1]}
+
+
+REGISTRY: dict[str, Op] = {cls.name: cls() for cls in (Dense, DenseGrad, Square, Deep)}
 
 
 def program(axis: str | None = "cols", momentum: float = 0.0, fault: int = 0) -> Program:

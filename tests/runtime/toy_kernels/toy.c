@@ -13,11 +13,6 @@ static float element(const vt_part *p, int32_t row, int32_t col, int32_t *found)
 /* y = gain * W image + b */
 void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s) {
     float *sum = (float *)a->scratch;
-    if (a->fault == 3) {
-        volatile float deep[3000];
-        for (int32_t i = 0; i < 3000; i++) deep[i] = a->gain;
-        a->y[0] = deep[a->w.rows];
-    }
     for (int32_t o = 0; o < a->w.rows; o++) {
         if (a->fault != 2 || o) *sum = 0.0f;
         for (int32_t k = 0; k < a->w.cols; k++) {
@@ -30,7 +25,7 @@ void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s) {
         a->y[o] = *sum + (a->b ? a->b[o] : 0.0f);
     }
     if (a->fault == 1) a->y[a->w.rows + 10] = 1.0f;
-    if (a->fault == 4) a->y[0] = __builtin_nanf("");
+    if (a->fault == 3) a->y[0] = __builtin_nanf("");
 }
 
 static void put(const vt_sink *sink, int32_t i, float g, const vt_step *s) {

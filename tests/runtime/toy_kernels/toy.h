@@ -10,7 +10,7 @@ typedef struct {
     float *y;               /* (O) */
     void *scratch;          /* 4 bytes: the sum */
     float gain;
-    int32_t fault;          /* 0 none, 1 writes past y, 2 reads scratch before writing it, 3 deep stack, 4 NaN */
+    int32_t fault;          /* 0 none, 1 writes past y, 2 reads scratch before writing it, 3 NaN */
 } vt_toy_dense_args;
 void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s);
 
@@ -23,6 +23,12 @@ typedef struct {
     float gain;
 } vt_toy_dense_grad_args;
 void vt_toy_dense_grad(const vt_toy_dense_grad_args *a, const vt_step *s);
+
+typedef struct {
+    const uint8_t *image;
+    int32_t k;
+} vt_toy_deep_args;
+void vt_toy_deep(const vt_toy_deep_args *a, const vt_step *s);
 
 typedef struct {
     const float *logits;    /* (K) */
