@@ -78,18 +78,22 @@ void vt_apply(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, 
 }
 
 void vt_column_sums(float *out, const float *dy, ptrdiff_t ld, int32_t n, int32_t d) {
-    int32_t c0, i, l, w;
+    int32_t c0, i, i0, l, w;
     float a[16];
     for (c0 = 0; c0 < d; c0 += w) {
         w = d - c0 >= 16 ? 16 : d - c0;
-        for (l = 0; l < 16; l++) a[l] = 0.0f;
-        if (w == 16)
-            for (i = 0; i < n; i++)
-                for (l = 0; l < 16; l++) a[l] += dy[i * ld + c0 + l];
-        else
-            for (i = 0; i < n; i++)
-                for (l = 0; l < w; l++) a[l] += dy[i * ld + c0 + l];
-        for (l = 0; l < w; l++) out[c0 + l] = a[l];
+        for (l = 0; l < w; l++) out[c0 + l] = 0.0f;
+        for (i0 = 0; i0 < n; i0 += 16) {     /* sixteen rows at a time: long sums lose fewer bits */
+            const int32_t i1 = n - i0 > 16 ? i0 + 16 : n;
+            for (l = 0; l < 16; l++) a[l] = 0.0f;
+            if (w == 16)
+                for (i = i0; i < i1; i++)
+                    for (l = 0; l < 16; l++) a[l] += dy[i * ld + c0 + l];
+            else
+                for (i = i0; i < i1; i++)
+                    for (l = 0; l < w; l++) a[l] += dy[i * ld + c0 + l];
+            for (l = 0; l < w; l++) out[c0 + l] += a[l];
+        }
     }
 }
 
@@ -109,7 +113,7 @@ void vt_bias_gradient(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const fl
 void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j,
                      int32_t lanes, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n,
                      const float *x, ptrdiff_t ldx, const float *scale) {
-    const vt_product p = {NULL, gos, gns, x, ldx, NULL, NULL, 0, 0, n};
+    const vt_product p = {NULL, gos, gns, x, ldx, NULL, NULL, 0, 0, n, 1};
     int32_t r, rows, i, l;
     float tile[8][16];
     float *at[8];

@@ -24,8 +24,8 @@ VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, con
 
 #define VT_TILE_CASE(R, L) \
     case (R) * 32 + (L): vt_tile(y, p, b, x, (R), (L)); break
-void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
-              int32_t lanes) {
+static void vt_chain(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
+                     int32_t lanes) {
     switch (rows * 32 + lanes) {
 #if VT_LANES >= 16
     VT_TILE_CASE(8, 16);
@@ -43,6 +43,28 @@ void vt_tiles(float *const *y, const vt_product *p, const float *b, const float 
     VT_TILE_CASE(4, 1);
     VT_TILE_CASE(1, 1);
     default: break;
+    }
+}
+
+void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows, int32_t lanes) {
+    float tile[8][16];
+    float *at[8];
+    vt_product q = *p;
+    int32_t k0, r, l;
+    if (!p->fresh) {
+        vt_chain(y, p, b, x, rows, lanes);
+        return;
+    }
+    for (r = 0; r < rows; r++) at[r] = tile[r];
+    for (k0 = 0; k0 < p->k; k0 += q.k) {
+        q.k = p->k - k0 > VT_BLOCK ? VT_BLOCK : p->k - k0;
+        q.bi = p->bi ? p->bi + k0 : NULL;
+        q.xi = p->xi ? p->xi + k0 : NULL;
+        for (r = 0; r < rows; r++)
+            for (l = 0; l < lanes; l++) tile[r][l] = 0.0f;
+        vt_chain(at, &q, p->bi ? b : b + k0 * p->bcs, p->xi ? x : x + k0 * p->ldx, rows, lanes);
+        for (r = 0; r < rows; r++)
+            for (l = 0; l < lanes; l++) y[r][l] += tile[r][l];
     }
 }
 
@@ -80,7 +102,7 @@ void vt_forward(const vt_step *s, float *y, int32_t T, const vt_matrix *m, int32
             const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
             const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
             const vt_product p = {w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols, 1, x, T, NULL,
-                                  w->cols ? w->cols + k0 : NULL, 0, c0, k1 - k0};
+                                  w->cols ? w->cols + k0 : NULL, 0, c0, k1 - k0, 1};
             VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)T);
             vt_multiply(y, T, w->rows ? w->rows + r0 : NULL, o0, NULL, 0, r1 - r0, T, &p);
         }
@@ -96,7 +118,7 @@ void vt_backward(const vt_step *s, float *y, ptrdiff_t ldy, int32_t n, const vt_
             const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
             const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
             const vt_product p = {g, grs, gcs, w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols,
-                                  w->rows ? w->rows + r0 : NULL, NULL, o0, 0, r1 - r0};
+                                  w->rows ? w->rows + r0 : NULL, NULL, o0, 0, r1 - r0, 1};
             VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)n);
             vt_multiply(y, ldy, NULL, 0, w->cols ? w->cols + k0 : NULL, c0, n, k1 - k0, &p);
         }

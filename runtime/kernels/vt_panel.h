@@ -4,8 +4,8 @@
  * layout. A linear layer runs forward on panels (vectors across tokens) and backward on rows (vectors across the
  * features of a weight row), so that the weights are always read along their rows.
  *
- * Every sum has one chain in a fixed order: it starts from the value already in y and takes the terms of the frozen
- * part in ascending packed order, then those of the trained part. Tile sizes never change it. */
+ * Every sum has a fixed order, that of the program: terms of the frozen part in ascending packed order, then those of
+ * the trained part. The width of panels and tiles never changes it. */
 #ifndef VT_PANEL_H
 #define VT_PANEL_H
 #include "vt_math.h"
@@ -19,7 +19,11 @@
 #endif
 #endif
 
-/* y[r][l] += sum over k of b[r * brs + bk * bcs] * x[xk * ldx + l], where bk = bi ? bi[k] - bo : k, xk likewise. */
+enum { VT_BLOCK = 256 };         /* terms of a sum that are added up before they go to y */
+
+/* y[r][l] += sum over k of b[r * brs + bk * bcs] * x[xk * ldx + l], where bk = bi ? bi[k] - bo : k, xk likewise.
+ * fresh 1: blocks of VT_BLOCK terms start from 0 and are added to y, which loses fewer bits in long sums.
+ * fresh 0: one chain that starts from y, so that it does not matter in how many calls the terms come. */
 typedef struct {
     const float *b;
     ptrdiff_t brs, bcs;
@@ -28,6 +32,7 @@ typedef struct {
     const uint16_t *bi, *xi;
     ptrdiff_t bo, xo;
     int32_t k;
+    int32_t fresh;
 } vt_product;
 
 /* One tile of `rows` (8, 4 or 1) by `lanes` (16, 8, 4, 2 or 1): row pointers y, b and x already at the tile. */
@@ -49,7 +54,7 @@ void vt_multiply(float *y, ptrdiff_t ldy, const uint16_t *yi, int32_t yo, const 
 /* y (m, n; ld ldy) += b (m, k; strides brs, bcs) x (k, n; ld ldx). Plain dense product. */
 VT_INLINE void vt_dense(const vt_step *s, float *y, ptrdiff_t ldy, int32_t m, int32_t n, int32_t k, const float *b,
                         ptrdiff_t brs, ptrdiff_t bcs, const float *x, ptrdiff_t ldx) {
-    const vt_product p = {b, brs, bcs, x, ldx, NULL, NULL, 0, 0, k};
+    const vt_product p = {b, brs, bcs, x, ldx, NULL, NULL, 0, 0, k, 0};
     VT_COUNT(s, (uint64_t)m * (uint64_t)n * (uint64_t)k);
     vt_multiply(y, ldy, NULL, 0, NULL, 0, m, n, &p);
 }

@@ -21,7 +21,8 @@ FUNCTIONS = "".join(f"void run_{f}(const float *x, float *y, int n) {{\n"
 CORTEX_M7 = [
     "-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m7+fp_armv8d16", "-std=c11", "-O3", "-Xclang", "-O3",
     "-fomit-frame-pointer", "-ffreestanding", "-fno-math-errno", "-ffp-contract=off", "-fno-sanitize=undefined",
-    "-fno-unwind-tables", "-fno-stack-protector", "-ffunction-sections", "-fdata-sections", "-Wall", "-Wextra", "-Werror"]
+    "-fno-unwind-tables", "-fno-stack-protector", "-ffunction-sections", "-fdata-sections", "-Wall", "-Wextra",
+    "-Werror"]
 
 
 @pytest.fixture(scope="module")
