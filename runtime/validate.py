@@ -17,7 +17,8 @@ from runtime.errors import SimulationError, ValidationError
 from runtime.simulator import Simulator
 
 LOSS_LIMIT = 1e-5           # relative, against float64
-TIMES_FLOAT32 = 2.0         # how much further from float64 than float32 PyTorch the C run may be
+TIMES_FLOAT32 = 2.0         # how much further from float64 than float32 PyTorch the C run may be, at their worst
+UPDATE_LIMIT = 1e-4         # of a tensor's own largest change; no rounding of float32 sums gets there, a wrong gradient does
 ULP = float(np.finfo(np.float32).eps)
 
 
@@ -46,9 +47,14 @@ class TensorError:
     moved: float                # largest change from the initial value, in float64
 
     @property
-    def limit(self) -> float:
-        """Twice float32 PyTorch's error; never below the rounding of the largest value, which no float32 run beats."""
-        return max(TIMES_FLOAT32 * self.float32, ULP * self.largest)
+    def within_twice(self) -> bool:
+        """At most twice float32 PyTorch's error in this very tensor, or the rounding of its largest value."""
+        return self.c <= max(TIMES_FLOAT32 * self.float32, ULP * self.largest)
+
+    @property
+    def right(self) -> bool:
+        """The update itself is right: its error is within UPDATE_LIMIT of what the training changed."""
+        return self.within_twice or self.c <= UPDATE_LIMIT * self.moved
 
 
 @dataclass
@@ -82,7 +88,11 @@ class Validation:
         return max((t.float32 for t in self.tensors), default=0.0)
 
     def failures(self) -> list[str]:
-        """What is further away than allowed, worst first; empty when the C run is proven."""
+        """What is further away than allowed; empty when the C run is proven.
+
+        The worst loss and the worst weight may be twice as far from float64 as float32 PyTorch's worst, the loss never
+        further than LOSS_LIMIT, and of every tensor the update must be right (`TensorError.right`).
+        """
         out = []
         loss, limit = self.loss_max_rel_error, max(TIMES_FLOAT32 * self.loss_max_rel_error_float32, ULP)
         if not loss < LOSS_LIMIT:
@@ -90,11 +100,18 @@ class Validation:
         if not loss <= limit:
             out.append(f"loss is {loss:.2e} (relative) from float64, more than {TIMES_FLOAT32:g} x float32 PyTorch's "
                        f"{self.loss_max_rel_error_float32:.2e}")
-        for t in sorted(self.tensors, key=lambda t: t.c / t.limit if t.limit else 0.0, reverse=True):
-            if not t.c <= t.limit:
-                out.append(f"{t.name} is {t.c:.2e} from float64, more than {TIMES_FLOAT32:g} x float32 PyTorch's "
-                           f"{t.float32:.2e}")
+        worst, allowed = self.weight_max_abs_error, TIMES_FLOAT32 * self.weight_max_abs_error_float32
+        if not worst <= max(allowed, ULP * max((t.largest for t in self.tensors), default=0.0)):
+            out.append(f"a weight is {worst:.2e} from float64, more than {TIMES_FLOAT32:g} x float32 PyTorch's "
+                       f"{self.weight_max_abs_error_float32:.2e}")
+        out += [f"{t.name} is {t.c:.2e} from float64 where training changed it by {t.moved:.2e} (float32 PyTorch is "
+                f"{t.float32:.2e} away)" for t in self.tensors if not t.right]
         return out
+
+    @property
+    def tensors_within_twice(self) -> int:
+        """How many trained tensors are within twice float32 PyTorch's error each by itself."""
+        return sum(t.within_twice for t in self.tensors)
 
     @property
     def passed(self) -> bool:

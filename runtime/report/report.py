@@ -71,6 +71,7 @@ class RunReport:
             "weight_max_abs_error": v.weight_max_abs_error,
             "loss_max_rel_error_float32": v.loss_max_rel_error_float32,
             "weight_max_abs_error_float32": v.weight_max_abs_error_float32,
+            "tensors_within_twice_float32": v.tensors_within_twice, "trained_tensors": len(v.tensors),
             "validated": v.passed, "within_budget": self.within_budget, "schedule": self.schedule,
         }
 
@@ -182,7 +183,8 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
         ("loss, C against float64", f"{v.loss_max_rel_error:.1e} relative (float32 PyTorch "
                                     f"{v.loss_max_rel_error_float32:.1e}) over {v.steps} steps"),
         ("weights, C against float64", f"{v.weight_max_abs_error:.1e} absolute (float32 PyTorch "
-                                       f"{v.weight_max_abs_error_float32:.1e})"),
+                                       f"{v.weight_max_abs_error_float32:.1e}); {v.tensors_within_twice} of "
+                                       f"{len(v.tensors)} tensors within twice float32's error each"),
         ("verdict", "proven equal to PyTorch" if v.passed else "; ".join(v.failures()[:3])),
         *report.facts.items(),
     ]
