@@ -115,12 +115,12 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
                      const float *x, ptrdiff_t ldx, const float *scale) {
     const vt_product p = {NULL, gos, gns, x, ldx, NULL, NULL, 0, 0, n, 1};
     int32_t r, rows, i, l;
-    float tile[8][16];
-    float *at[8];
+    float tile[VT_ROWS][VT_LANES];
+    float *at[VT_ROWS];
     VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)lanes * (uint64_t)n);
     for (r = r0; r < r1; r += rows) {
         const int32_t o = w->rows ? w->rows[r] : r;
-        rows = r1 - r >= 8 && lanes == 16 ? 8 : r1 - r >= 4 ? 4 : 1;
+        rows = VT_ROWS == 8 && r1 - r >= 8 && lanes == 16 ? 8 : r1 - r >= 4 ? 4 : 1;
         if (w->rows && w->rows[r + rows - 1] != o + rows - 1) rows = 1;    /* not consecutive */
         for (i = 0; i < rows; i++) {
             at[i] = tile[i];

@@ -2,7 +2,7 @@
 #include "vt_panel.h"
 
 VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, const float *x, const int R, const int L) {
-    float acc[8][16] = {{0.0f}};    /* R x L are used */
+    float acc[VT_ROWS][VT_LANES] = {{0.0f}};    /* R x L are used */
     const ptrdiff_t brs = p->brs, bcs = p->bcs, ldx = p->ldx, bo = p->bo, xo = p->xo;
     const uint16_t *bi = p->bi, *xi = p->xi;
     const int32_t n = p->k;
@@ -47,8 +47,8 @@ static void vt_chain(float *const *y, const vt_product *p, const float *b, const
 }
 
 void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows, int32_t lanes) {
-    float tile[8][16];
-    float *at[8];
+    float tile[VT_ROWS][VT_LANES];
+    float *at[VT_ROWS];
     vt_product q = *p;
     int32_t k0, r, l;
     if (!p->fresh) {
@@ -71,12 +71,12 @@ void vt_tiles(float *const *y, const vt_product *p, const float *b, const float 
 void vt_multiply(float *y, ptrdiff_t ldy, const uint16_t *yi, int32_t yo, const uint16_t *li, int32_t lo,
                  int32_t m, int32_t n, const vt_product *p) {
     int32_t l0, r0, lanes, rows, r, l;
-    float tile[8][16];
-    float *at[8];
+    float tile[VT_ROWS][VT_LANES];
+    float *at[VT_ROWS];
     for (l0 = 0; l0 < n; l0 += lanes) {
         lanes = vt_width(n - l0, VT_LANES);
         for (r0 = 0; r0 < m; r0 += rows) {
-            rows = m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
+            rows = VT_ROWS == 8 && m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
             for (r = 0; r < rows; r++) {
                 float *row = y + (yi ? (ptrdiff_t)yi[r0 + r] - yo : r0 + r) * ldy;
                 at[r] = li ? tile[r] : row + l0;

@@ -18,6 +18,7 @@
 #define VT_LANES 16
 #endif
 #endif
+#define VT_ROWS (VT_LANES >= 16 ? 8 : 4)
 
 enum { VT_BLOCK = 256 };         /* terms of a sum that are added up before they go to y */
 
