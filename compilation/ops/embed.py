@@ -128,3 +128,30 @@ class PatchEmbedGrad(Embedding):
             yield Sample(made, {"patch": p}, wants)
             yield Sample(made, {"patch": p}, ("d_w",), {"w": ("cols", [0, 3, 4, 7])})
             yield Sample(made, {"patch": p}, ("d_w",), {"w": ("rows", [0, 3, 4])})
+
+
+@register
+class NormalizeImage(Op):
+    """y (1, C, H, W) = the normalised image, for models that do not begin with a patch embedding."""
+
+    name, symbol, source = "normalize_image", "vt_normalize_image", "vt_image.c"
+    inputs, outputs = (tensor("image", dtype="u8"), vector("scale"), vector("shift")), (tensor("y"),)
+
+    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+        h, w, c = site.shapes["image"]
+        return {"y": ((1, c, h, w), "f32")}
+
+    def dims(self, site: Site) -> dict[str, int]:
+        h, w, c = site.shapes["image"]
+        return {"height": h, "width": w, "channels": c}
+
+    def cost(self, site: Site) -> Cost:
+        size = int(np.prod(site.shapes["image"]))
+        return Cost(0, size, 4 * size)
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": (inputs["image"] * inputs["scale"] + inputs["shift"]).transpose(2, 0, 1)[None]}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        yield Sample({"image": rng.integers(0, 256, (5, 4, 3)), "scale": rng.uniform(0.01, 0.02, 3),
+                      "shift": rng.normal(size=3)})

@@ -79,6 +79,7 @@ TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "gram": lambda i, a: _gram(i["x"], i["a"], i["b"]),
     "cross_entropy": lambda i, a: F.cross_entropy(i["logits"], i["label"].long())[None],
     "patch_embed": _embed,
+    "normalize_image": lambda i, a: (i["image"].double() * i["scale"] + i["shift"]).permute(2, 0, 1)[None],
     "mlp_block": _mlp,
     "attn_block": _attn,
 }
