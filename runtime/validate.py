@@ -18,7 +18,7 @@ from runtime.simulator import Simulator
 
 LOSS_LIMIT = 1e-5           # relative, against float64
 TIMES_FLOAT32 = 2.0         # how much further from float64 than float32 PyTorch the C run may be, at their worst
-UPDATE_LIMIT = 1e-4         # of a tensor's own largest change; no rounding of float32 sums gets there, a wrong gradient does
+UPDATE_LIMIT = 1e-5         # of a tensor's own largest change: finds a wrong gradient beside larger weights
 ULP = float(np.finfo(np.float32).eps)
 
 
@@ -91,11 +91,12 @@ class Validation:
         """What is further away than allowed; empty when the C run is proven.
 
         The worst loss and the worst weight may be twice as far from float64 as float32 PyTorch's worst, the loss never
-        further than LOSS_LIMIT, and of every tensor the update must be right (`TensorError.right`).
+        further than LOSS_LIMIT (unless float32 PyTorch is, as where a loss comes close to 0), and of every tensor the
+        update must be right (`TensorError.right`).
         """
         out = []
         loss, limit = self.loss_max_rel_error, max(TIMES_FLOAT32 * self.loss_max_rel_error_float32, ULP)
-        if not loss < LOSS_LIMIT:
+        if not loss < LOSS_LIMIT and self.loss_max_rel_error_float32 < LOSS_LIMIT:
             out.append(f"loss is {loss:.2e} (relative) from float64, allowed is {LOSS_LIMIT:.0e}")
         if not loss <= limit:
             out.append(f"loss is {loss:.2e} (relative) from float64, more than {TIMES_FLOAT32:g} x float32 PyTorch's "
