@@ -60,7 +60,8 @@ def test_one_wrong_weight_is_found(toy_simulator: Simulator, name: str) -> None:
 
 def test_a_wrong_loss_is_found(toy_simulator: Simulator) -> None:
     trace = record()
-    trace.losses64[2] *= 1 + 1e-4
+    trace.losses64[2] *= 1 + 1e-4       # both references move one loss
+    trace.losses32[2] *= 1 + 1e-4
     assert any("loss" in f for f in replay(toy_simulator, trace).failures())
 
 
