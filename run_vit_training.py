@@ -83,8 +83,8 @@ def run(config: RunConfig, console: Console) -> Path:
     say("capturing the model and choosing the update plan")
     compiler = Compiler(model, InputSpec((channels, height, width), scale, shift), config.model.name)
     budget = config.budget.bytes
-    found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(selections(plan), config.train.momentum),
-                        budget)
+    found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
+        selections(plan), config.train.momentum, config.compile.max_recompute), budget)
     plan = require_plan(found, compiler, config)
     plan.save(folder.path / "plan.yaml")
 

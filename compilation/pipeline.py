@@ -51,9 +51,10 @@ class Compiler:
     def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
         return Planner(self.forward, plan, self.shapes, momentum)
 
-    def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0) -> int:
-        """Bytes of the smallest schedule of a plan: what a search over plans asks."""
-        return self.planner(plan, momentum).smallest().ram
+    def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,
+                     max_recompute: float | None = None) -> int:
+        """Bytes of the smallest schedule of a plan (with bounded recomputation): what a search over plans asks."""
+        return self.planner(plan, momentum).smallest(max_recompute).ram
 
     def compile(self, plan: dict[str, Selection], budget: int | None = None, momentum: float = 0.0,
                 progress: Callable[[str], None] | None = None) -> Compiled:

@@ -100,6 +100,7 @@ class Planner:
         probe = clone(forward)
         self.chains = form_streams(probe)
         self._structures: dict[int, Structure] = {}
+        self._unconstrained: Schedule | None = None
 
     def structure(self, whole: int) -> Structure:
         """The training step with the last `whole` chains computed as whole tensors and all others streamed."""
@@ -109,6 +110,7 @@ class Planner:
 
     def _build(self, whole: int) -> Structure:
         program = clone(self.forward)
+        program.meta["momentum"] = self.momentum
         form_streams(program, set(range(self.chains - whole)))
         narrow_rows(program)
         add_loss(program)
@@ -139,17 +141,54 @@ class Planner:
     def _max_slots(self, structure: Structure) -> int:
         return max(0, structure.chain.kept - structure.chain.frozen)
 
-    def smallest(self) -> Schedule:
-        """The schedule with the least RAM (kernel settings with the least scratch)."""
+    def smallest(self, max_recompute: float | None = None) -> Schedule:
+        """The schedule with the least RAM.
+
+        max_recompute: of the schedules with at most so many times the multiply-accumulates of no recomputation
+        (of all, when none of them is that fast).
+        """
         structure = self.structure(0)
-        options = [self.at(0, 0, source, 0) for source in self._sources(structure)]
-        return min(options, key=lambda s: s.ram)
+        least = min((self.at(0, 0, source, 0) for source in self._sources(structure)), key=lambda s: s.ram)
+        least = self.at(0, 0, self._source_of(least), least.peak)     # the same RAM, as fast as it allows
+        if max_recompute is None:
+            return least
+        limit = int(max_recompute * self.unconstrained().macs)
+        found: Schedule | None = None
+        for source in self._sources(structure):
+            for slots in range(self._max_slots(structure) + 1):
+                fits = self._least_arena(slots, source, limit, None if found is None else found.peak)
+                if fits and (found is None or fits.ram < found.ram):
+                    found = fits
+                elif found is not None:
+                    break
+        return found or least
+
+    def _source_of(self, schedule: Schedule) -> int:
+        return self.structure(0).chain.cuts.index(schedule.program.meta["source"])
+
+    def _least_arena(self, slots: int, source: int, limit: int, below: int | None) -> Schedule | None:
+        """With so many checkpoints, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
+        best = self.at(0, slots, source, None)
+        low = self.at(0, slots, source, 0).peak
+        if best.macs > limit or (below is not None and low >= below):
+            return None
+        high = best.peak
+        while high - low > low // 100:
+            middle = (low + high) // 2
+            schedule = self.at(0, slots, source, middle)
+            if schedule.macs <= limit:
+                best, high = schedule, middle
+            else:
+                low = middle
+        return best
 
     def unconstrained(self) -> Schedule:
         """No recomputation at all: every chain whole, everything kept, fastest settings."""
-        structure = self.structure(self.chains)
-        return self.at(self.chains, self._max_slots(structure), structure.chain.frozen
-                       if structure.chain.frozen < len(structure.chain.segments) else 0, None)
+        if self._unconstrained is None:
+            structure = self.structure(self.chains)
+            lowest = structure.chain.frozen if structure.chain.frozen < len(structure.chain.segments) else 0
+            self._unconstrained = self.at(self.chains, self._max_slots(structure), lowest, None)
+        return self._unconstrained
 
     def fastest(self, budget: int) -> Schedule | None:
         """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""

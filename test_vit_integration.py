@@ -1,0 +1,146 @@
+"""The whole road on a small ViT: PyTorch, update plan, compiler, C, simulator; every loss and weight against float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import run_vit_training
+from algorithm import UpdatePlan, build_model, record_trace, resolve_plan
+from algorithm.models import ModelConfig
+from algorithm.models.vit import input_scale_shift
+from algorithm.sparse.config import PlanConfig
+from compilation.capture import InputSpec
+from compilation.pipeline import Compiled, Compiler
+from runtime.codegen.generate import generate
+from runtime.simulator import Simulator
+from runtime.toolchain import available_builds, build_firmware
+from runtime.validate import Validation, replay
+
+STEPS, LR = 20, 0.01
+SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "num_classes": 5, "weights": "none",
+                         "head_init": "timm", "extra": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
+PLANS: dict[str, dict[str, Any]] = {
+    "full update": {"enable_backward_config": False},
+    "bias and LayerNorm": {"n_bias_update": "all"},
+    "attention, 25 % of columns": {"n_bias_update": 0, "n_weight_update": "all", "vit_layer_types": ["attention"],
+                                   "weight_update_ratio": 0.25},
+    "MLP, 25 % of columns": {"n_bias_update": 0, "n_weight_update": "all", "vit_layer_types": ["mlp"],
+                             "weight_update_ratio": 0.25},
+    "MLP, 25 % of rows": {"n_bias_update": 0, "n_weight_update": 2, "vit_layer_types": ["mlp"],
+                          "weight_update_ratio": 0.25, "weight_select_axis": "rows"},
+    "Gram only": {"n_bias_update": 0, "layer_norm": False, "bias": False, "vit_layer_types": [], "n_gram_update": "all"},
+    "head only": {"n_bias_update": 0},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small_model(**changes: Any) -> torch.nn.Module:
+    model = build_model(ModelConfig(**{**SMALL, "gram": {"enabled": True, "rank": 8}, **changes}))
+    with torch.no_grad():                          # a Gram residual that does something
+        for name, p in model.named_parameters():
+            if name.endswith("gram_b"):
+                p.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+def compile_small(model: torch.nn.Module, plan: UpdatePlan, budget: int | str | None, momentum: float = 0.0) -> Compiled:
+    scale, shift = input_scale_shift(model)
+    compiler = Compiler(model, InputSpec((3, 32, 32), scale, shift), "small")
+    selections = dict(plan.to_dict()["parameters"])
+    if budget == "smallest":
+        budget = compiler.smallest_ram(selections, momentum)
+    return compiler.compile(selections, budget, momentum)  # type: ignore[arg-type]
+
+
+def trace_of(model: torch.nn.Module, plan: UpdatePlan, steps: int = STEPS, momentum: float = 0.0) -> Any:
+    rng = np.random.default_rng(0)
+    return record_trace(model, plan, rng.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
+                        rng.integers(0, 5, steps), LR, momentum)
+
+
+def proven(check: Validation) -> None:
+    check.require()
+    assert check.loss_max_rel_error < 1e-5
+    assert len(check.tensors) > 0
+
+
+@pytest.mark.parametrize("budget", [None, "smallest"], ids=["kept", "smallest"])
+@pytest.mark.parametrize("name", PLANS)
+def test_c_is_as_close_to_float64_as_float32_pytorch_is(name: str, budget: str | None, tmp_path: Path) -> None:
+    model = small_model()
+    plan = resolve_plan(PlanConfig(**PLANS[name]), model)
+    compiled = compile_small(model, plan, budget)
+    trace = trace_of(model, plan)
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    with Simulator(tmp_path / "c", compiled.program) as simulator:
+        measured = simulator.measure(trace.images[0], int(trace.labels[0]), LR)
+        proven(replay(simulator, trace))
+    assert measured.arena_bytes == compiled.memory.arena
+    assert measured.ram_bytes == compiled.memory.total
+    assert compiled.memory.arena == compiled.bound
+    assert measured.macs == compiled.macs
+
+
+def test_momentum_and_average_pooling(tmp_path: Path) -> None:
+    model = small_model(pool="avg")
+    plan = resolve_plan(PlanConfig(n_bias_update=2, n_weight_update=1, weight_update_ratio=0.5), model)
+    compiled = compile_small(model, plan, "smallest", 0.9)
+    trace = trace_of(model, plan, momentum=0.9)
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    with Simulator(tmp_path / "c", compiled.program) as simulator:
+        proven(replay(simulator, trace))
+        assert simulator.measure(trace.images[0]).ram_bytes == compiled.memory.total
+
+
+def test_every_build_gives_the_same_bits_and_the_device_needs_nothing_else(tmp_path: Path) -> None:
+    """Law 4: -O0, -O3 for the baseline CPU, -O3 for this CPU, gcc and clang where present; Cortex-M7 links alone."""
+    model = small_model()
+    plan = resolve_plan(PlanConfig(enable_backward_config=False), model)
+    compiled = compile_small(model, plan, "smallest")
+    trace = trace_of(model, plan, steps=3)
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    bits = {}
+    for name, build in available_builds().items():
+        with Simulator(tmp_path / "c", compiled.program, build) as simulator:
+            losses = [simulator.train_step(i, int(n), LR) for i, n in zip(trace.images, trace.labels, strict=True)]
+            bits[name] = np.array(losses).tobytes() + b"".join(v.tobytes() for v in simulator.trained().values())
+    assert len(bits) >= 3
+    assert len(set(bits.values())) == 1, sorted(bits)
+    assert not build_firmware(tmp_path / "c").undefined
+
+
+def test_the_command_writes_a_whole_run_folder(tmp_path: Path) -> None:
+    arguments = ["--memory_budget", "300kb", "--output", str(tmp_path), "--name", "small", "--data", "digits",
+                 "model.name=vit_tiny_patch16_224", "model.img_size=32", "model.patch_size=8", "model.weights=none",
+                 "model.head_init=timm", "model.gram.rank=8", "model.extra={embed_dim: 48, depth: 3, num_heads: 3}",
+                 "data.images_per_class=2", "data.test_images=20", "train.epochs=1", "train.trace_steps=3"]
+    assert run_vit_training.main(arguments) == 0
+    folder = tmp_path / "latest"
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.yaml", "plan.yaml", "checkpoint.safetensors", "trace.safetensors", "program.txt", "program.json", "c",
+            "report.html", "summary.json"} <= names
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["ram_planned_bytes"] == summary["ram_measured_bytes"] <= summary["budget_bytes"] == 300_000
+    assert summary["arena_bytes"] == summary["arena_lower_bound_bytes"]
+    assert summary["trace_steps"] == 3
+    assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
+
+
+def test_an_impossible_budget_ends_with_the_smallest_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--memory_budget", "10kb", "--output", str(tmp_path), "--data", "digits", "model.weights=none",
+                 "model.name=vit_tiny_patch16_224", "model.img_size=32", "model.patch_size=8",
+                 "model.extra={embed_dim: 48, depth: 3, num_heads: 3}", "data.images_per_class=1", "data.test_images=10"]
+    assert run_vit_training.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "needs at least" in message and "bytes live" in message
+    assert not (tmp_path / "latest").exists()
