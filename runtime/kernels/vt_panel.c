@@ -1,7 +1,9 @@
 /* Tiles and the products made of them. One tile stays in registers over the whole sum. */
 #include "vt_panel.h"
 
-VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, const float *x, const int R, const int L) {
+/* plain: neither bi nor xi is given. */
+VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, const float *x, const int R, const int L,
+                       const int plain) {
     float acc[VT_ROWS][VT_LANES] = {{0.0f}};    /* R x L are used */
     const ptrdiff_t brs = p->brs, bcs = p->bcs, ldx = p->ldx, bo = p->bo, xo = p->xo;
     const uint16_t *bi = p->bi, *xi = p->xi;
@@ -11,11 +13,15 @@ VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, con
     for (r = 0; r < R; r++)
         for (l = 0; l < L; l++) acc[r][l] = y[r][l];
     for (k = 0; k < n; k++) {
-        const float *xk = x + (xi ? (ptrdiff_t)xi[k] - xo : k) * ldx;
-        const float *bk = b + (bi ? (ptrdiff_t)bi[k] - bo : k) * bcs;
+        const float *xk = plain ? x : x + (xi ? (ptrdiff_t)xi[k] - xo : k) * ldx;
+        const float *bk = plain ? b : b + (bi ? (ptrdiff_t)bi[k] - bo : k) * bcs;
         for (r = 0; r < R; r++) {
             const float w = bk[r * brs];
             for (l = 0; l < L; l++) acc[r][l] = VT_FMA(w, xk[l], acc[r][l]);
+        }
+        if (plain) {
+            x += ldx;
+            b += bcs;
         }
     }
     for (r = 0; r < R; r++)
@@ -23,9 +29,13 @@ VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, con
 }
 
 #define VT_TILE_CASE(R, L) \
-    case (R) * 32 + (L): vt_tile(y, p, b, x, (R), (L)); break
+    case (R) * 32 + (L): vt_tile(y, p, b, x, (R), (L), 0); break
 static void vt_chain(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
                      int32_t lanes) {
+    if (!p->bi && !p->xi && rows == VT_ROWS && lanes == VT_LANES) {
+        vt_tile(y, p, b, x, VT_ROWS, VT_LANES, 1);
+        return;
+    }
     switch (rows * 32 + lanes) {
 #if VT_LANES >= 16
     VT_TILE_CASE(8, 16);
@@ -68,29 +78,50 @@ void vt_tiles(float *const *y, const vt_product *p, const float *b, const float 
     }
 }
 
+/* Where a product's results stand. */
+typedef struct {
+    float *y;
+    ptrdiff_t ldy;
+    const uint16_t *yi, *li;
+    int32_t yo, lo;
+} vt_result;
+
+static void vt_at(const vt_result *o, int32_t r0, int32_t rows, int32_t l0, int32_t lanes, const vt_product *p) {
+    float tile[VT_ROWS][VT_LANES];
+    float *at[VT_ROWS], *row[VT_ROWS];
+    int32_t r, l;
+    for (r = 0; r < rows; r++) {
+        row[r] = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy;
+        at[r] = o->li ? tile[r] : row[r] + l0;
+        if (o->li)
+            for (l = 0; l < lanes; l++) tile[r][l] = row[r][o->li[l0 + l] - o->lo];
+    }
+    vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);
+    if (o->li)
+        for (r = 0; r < rows; r++)
+            for (l = 0; l < lanes; l++) row[r][o->li[l0 + l] - o->lo] = tile[r][l];
+}
+
 void vt_multiply(float *y, ptrdiff_t ldy, const uint16_t *yi, int32_t yo, const uint16_t *li, int32_t lo,
                  int32_t m, int32_t n, const vt_product *p) {
-    int32_t l0, r0, lanes, rows, r, l;
-    float tile[VT_ROWS][VT_LANES];
-    float *at[VT_ROWS];
-    for (l0 = 0; l0 < n; l0 += lanes) {
-        lanes = vt_width(n - l0, VT_LANES);
+    const vt_result o = {y, ldy, yi, li, yo, lo};
+    int32_t l0, r0, lanes, rows;
+    if (n <= 16)                             /* panels: the rows of b are weights, read them once */
         for (r0 = 0; r0 < m; r0 += rows) {
-            rows = VT_ROWS == 8 && m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
-            for (r = 0; r < rows; r++) {
-                float *row = y + (yi ? (ptrdiff_t)yi[r0 + r] - yo : r0 + r) * ldy;
-                at[r] = li ? tile[r] : row + l0;
-                if (li)
-                    for (l = 0; l < lanes; l++) tile[r][l] = row[li[l0 + l] - lo];
+            rows = VT_ROWS == 8 && m - r0 >= 8 && n == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
+            for (l0 = 0; l0 < n; l0 += lanes) {
+                lanes = vt_width(n - l0, VT_LANES);
+                vt_at(&o, r0, rows, l0, lanes, p);
             }
-            vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);
-            if (li)
-                for (r = 0; r < rows; r++) {
-                    float *row = y + (yi ? (ptrdiff_t)yi[r0 + r] - yo : r0 + r) * ldy;
-                    for (l = 0; l < lanes; l++) row[li[l0 + l] - lo] = tile[r][l];
-                }
         }
-    }
+    else
+        for (l0 = 0; l0 < n; l0 += lanes) {
+            lanes = vt_width(n - l0, VT_LANES);
+            for (r0 = 0; r0 < m; r0 += rows) {
+                rows = VT_ROWS == 8 && m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
+                vt_at(&o, r0, rows, l0, lanes, p);
+            }
+        }
 }
 
 void vt_forward(const vt_step *s, float *y, int32_t T, const vt_matrix *m, int32_t o0, int32_t o1,
