@@ -214,9 +214,13 @@ class Emitter:
                     raise CodegenError(f"weight {name} is trained in part: plan all or none of it")
                 types.append(f"{const}{C_TYPE[self.program.tensors[tensor].dtype]} *")
                 arguments.append(f"{self.pointer(tensor)}")
+        if call.attrs.get("work_bytes") and not call.scratch:
+            raise CodegenError(f"{call.op} needs {call.attrs['work_bytes']} bytes of scratch and has none")
         if call.scratch:
             types.append("float *")
             arguments.append(f"(float *){self.pointer(call.scratch)}")
+        if call.attrs.get("work_bytes") and not call.scratch:
+            raise CodegenError(f"{call.op} needs {call.attrs['work_bytes']} bytes of scratch and has none")
         if call.scratch:
             types.append("float *")
             arguments.append(self.pointer(call.scratch))

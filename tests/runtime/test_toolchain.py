@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from runtime.codegen.generate import KERNELS, STACK_BYTES
 from runtime.errors import ToolchainError
 from runtime.toolchain import CORTEX_M7, Build, Elf, build_shared, undefined_symbols
-from runtime.toolchain.build import EXACT, WARNINGS, ZIG_ONLY, compile_objects, compiler_command
+from runtime.toolchain.build import EXACT, WARNINGS, ZIG_ONLY, compile_objects, compiler_command, environment
 from runtime.toolchain.stack import deepest, read_frames
 
 
@@ -81,3 +85,16 @@ def test_kernels_stay_within_the_stack_reserve(tmp_path: Path) -> None:
     frames = read_frames(objects)
     size, chain = deepest(frames, tuple(frames.size))
     assert 0 < size <= STACK_BYTES - 512, f"{size} bytes: {' > '.join(chain)}"
+
+
+def test_the_generated_makefile_builds_a_library(toy_folder: Path, tmp_path: Path) -> None:
+    make = shutil.which("make")
+    assert make, "make is needed to set the project up"
+    folder = tmp_path / "c"
+    shutil.copytree(toy_folder, folder)
+    zig = f"{sys.executable} -m ziglang"
+    done = subprocess.run([make, f"CC={zig} cc", f"AR={zig} ar"], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, **environment(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    defined = {s.name for o in folder.glob("*.o") for s in Elf(o).symbols if s.defined}
+    assert (folder / "libvit_train.a").stat().st_size > 1000 and {"vt_train_step", "vt_weights"} <= defined
