@@ -4,7 +4,7 @@
     python -m benchmarks.accuracy --seeds 0 --schemes sparse,head model.img_size=98 data.images_per_class=10
 
 Every scheme gets the same images in the same order (they depend on the seed alone), the same batch-1 SGD in float32,
-and the learning rate given with --lr or, without it, the one that suited it best when it was last tuned (LR below).
+and the learning rate given with --lr or, without it, its own (LR below).
 The held-out images are the same for every seed. Any configuration key can be set as section.key=value.
 """
 
@@ -31,12 +31,17 @@ from algorithm.sparse import PlanConfig, parameter_shapes, resolve_plan
 SCHEMES: dict[str, PlanConfig] = {
     "sparse": PlanConfig(n_bias_update="all"),
     "head": PlanConfig(n_bias_update=0),
-    "full": PlanConfig(enable_backward_config=False),
+    "full": PlanConfig(enable_backward_config=False, parameters={"patch_embed.proj.weight": "none"},
+                       name="every parameter but the patch matrix"),
+    "everything": PlanConfig(enable_backward_config=False),
     "last4": PlanConfig(n_bias_update=4),
     "attention": PlanConfig(n_bias_update="all", n_weight_update={"attention": 4}, weight_update_ratio=0.25),
     "gram": PlanConfig(n_bias_update="all", n_gram_update=4),
 }
-LR = {"sparse": 0.001, "head": 0.001, "full": 0.001, "last4": 0.001, "attention": 0.001, "gram": 0.001}
+# Coarse readings at 98 px, 20 images a class, seed 0. The patch matrix has by far the largest gradient of these weights
+# (10x the next); trained at one rate with the rest it lets the loss stay near where it began, so `full` leaves it out.
+LR = {"sparse": 0.001, "head": 0.001, "full": 0.0003, "everything": 0.0001, "last4": 0.001, "attention": 0.001,
+      "gram": 0.001}
 
 
 @dataclass
@@ -84,7 +89,7 @@ def table(rows: list[Row], config: RunConfig) -> Table:
         mine = [r for r in rows if r.scheme == scheme]
         after = [r.accuracy_after for r in mine]
         mean = statistics.mean(after)
-        out.add_row(f"{scheme}: {mine[0].plan}", f"{mine[0].trained_parameters:,}", f"{mine[0].lr:g}",
+        out.add_row(f"{scheme}: {mine[0].plan.split(' (')[0]}", f"{mine[0].trained_parameters:,}", f"{mine[0].lr:g}",
                     f"{100 * statistics.mean(r.accuracy_before for r in mine):.1f} %", f"{100 * mean:.1f} %",
                     " ".join(f"{100 * a:.1f}" for a in after),
                     f"{mean / statistics.mean(full):.2f}x" if full else "-",

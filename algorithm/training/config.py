@@ -10,7 +10,7 @@ from algorithm.schema import Section
 class TrainConfig(Section):
     """Batch-1 SGD in float32, as the device does it: no weight decay, no dropout, one image a step, in order."""
 
-    lr: float = Field(default=0.003, gt=0)
+    lr: float = Field(default=0.001, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(default=3, ge=1, description="passes over the training images")
     steps: int | None = Field(default=None, ge=1, description="stop after so many steps; None = all passes")
