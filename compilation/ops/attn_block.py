@@ -90,7 +90,10 @@ class AttnBlock(AttentionOp):
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((self.attr(site, "q_rows"), site.shapes["x"][1]), "f32")}
+        (n, d), q = site.shapes["x"], self.attr(site, "q_rows")
+        if q not in (1, n):
+            raise ValueError(f"attn_block makes one row or all {n}, not {q}")
+        return {"y": ((q, d), "f32")}
 
     def repeats(self, site: Site) -> int:
         """How often the last head computes its queries."""
