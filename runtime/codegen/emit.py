@@ -219,11 +219,6 @@ class Emitter:
         if call.scratch:
             types.append("float *")
             arguments.append(f"(float *){self.pointer(call.scratch)}")
-        if call.attrs.get("work_bytes") and not call.scratch:
-            raise CodegenError(f"{call.op} needs {call.attrs['work_bytes']} bytes of scratch and has none")
-        if call.scratch:
-            types.append("float *")
-            arguments.append(self.pointer(call.scratch))
         known = self.tir.get(symbol)
         if known is not None and known.source != source:
             raise CodegenError(f"two different functions are called {symbol}")
