@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", help="only rows whose budget, model or scheme contains this text")
     p.add_argument("--gram", choices=["both", "off", "on"], default="both", help="with the Gram residual (rank 64)")
     args = p.parse_args(argv)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     console = Console()
     rows = []
     for gram in {"both": (False, True), "off": (False,), "on": (True,)}[args.gram]:
