@@ -23,8 +23,8 @@ from runtime.toolchain import available_builds, build_firmware
 from runtime.validate import Validation, replay
 
 STEPS, LR = 20, 0.01
-SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "num_classes": 5, "weights": "none",
-                         "head_init": "timm", "extra": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
+SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "num_classes": 5,
+                         "weights": "none", "head_init": "timm", "extra": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
 PLANS: dict[str, dict[str, Any]] = {
     "full update": {"enable_backward_config": False},
     "bias and LayerNorm": {"n_bias_update": "all"},

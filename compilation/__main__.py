@@ -76,7 +76,7 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, InputSpec]:
         if args.img_size:
             config["img_size"] = args.img_size
         model = build_model(ModelConfig(**config))
-        size = int(model.patch_embed.img_size[0])  # type: ignore[union-attr,index,arg-type]
+        size = int(model.patch_embed.img_size[0])  # type: ignore[union-attr,index]
         scale, shift = input_scale_shift(model)
         return model, InputSpec((3, size, size), scale, shift)
     model.eval()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import algorithm.models.torchvision_shim  # noqa: F401  (before anything imports timm)
-
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import algorithm.models.torchvision_shim  # noqa: F401  (before anything imports timm)
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

@@ -74,5 +74,8 @@ class GramProduct:
     origin: tuple[Any, list[Any]] | None = None
 
 
+Value = View | Constant | Many | Concat | GramProduct
+
+
 def view_of(base: str, shape: tuple[int, ...], parameter: bool = False) -> View:
     return View(base, np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape), parameter)

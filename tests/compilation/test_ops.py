@@ -49,9 +49,14 @@ def _mlp(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
     return _residual(i, a, F.linear(act(F.linear(_norm(i, a), i["w1"], i.get("b1"))), i["w2"], i.get("b2")))
 
 
+def _lora(i: Tensors, a: dict[str, Any], name: str, x: torch.Tensor) -> torch.Tensor | float:
+    return F.linear(F.linear(x, i[f"{name}_a"]), i[f"{name}_b"]) * a[f"{name}_scale"] if f"{name}_a" in i else 0.0
+
+
 def _attn(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
     u = _norm(i, a)
-    z = F.linear(_attention(F.linear(u, i["wqkv"], i.get("bqkv")), a["heads"]), i["wproj"], i.get("bproj"))
+    o = _attention(F.linear(u, i["wqkv"], i.get("bqkv")) + _lora(i, a, "qkv", u), a["heads"])
+    z = F.linear(o, i["wproj"], i.get("bproj")) + _lora(i, a, "proj", o)
     if "gram_a" in i:
         z = z + _gram(u, i["gram_a"], i["gram_b"])
     return _residual(i, a, z)[:a["q_rows"]]
