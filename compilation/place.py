@@ -1,7 +1,8 @@
 """`python -m compilation.place FILE.csv --capacity N`: solve a placement instance.
 
 The file has the columns id, lower, upper, size (upper exclusive). Prints height, bound, gap and seconds, writes the
-offsets beside the input (or to --output), and exits 1 when no placement within the capacity was found.
+offsets to FILE.offsets.csv in the current folder (or to --output), and exits 1 when no placement within the
+capacity was found.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def read_instance(path: Path) -> list[Item]:
             reader = csv.DictReader(file)
             missing = {"id", "lower", "upper", "size"} - set(reader.fieldnames or [])
             if missing:
-                raise PlacementError(f"{path}: the header lacks {', '.join(sorted(missing))}; expected id,lower,upper,size")
+                raise PlacementError(f"{path}: the header lacks {', '.join(sorted(missing))}; "
+                                     "expected id,lower,upper,size")
             for line, row in enumerate(reader, 2):
                 try:
                     item = Item(row["id"], int(row["lower"]), int(row["upper"]), int(row["size"]))
@@ -33,6 +35,8 @@ def read_instance(path: Path) -> list[Item]:
                 if item.upper <= item.lower or item.size < 0:
                     raise PlacementError(f"{path}, line {line}: upper must exceed lower and size must not be negative")
                 items.append(item)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PlacementError(f"{path} is not a CSV file: {error}") from None
     except OSError as error:
         raise PlacementError(f"cannot read {path}: {error.strerror}") from None
     if len({i.id for i in items}) != len(items):
@@ -45,8 +49,9 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="CSV with id,lower,upper,size (upper exclusive)")
     parser.add_argument("--capacity", type=int, required=True, help="bytes that the placement must not exceed")
-    parser.add_argument("--output", type=Path, help="where the offsets go (default: FILE.offsets.csv in the current folder)")
-    parser.add_argument("--seconds", type=float, default=50.0, help="time limit of the exact solver")
+    parser.add_argument("--output", type=Path,
+                        help="where the offsets go (default: FILE.offsets.csv in the current folder)")
+    parser.add_argument("--seconds", type=float, default=50.0, help="time limit")
     args = parser.parse_args(argv)
     try:
         items = read_instance(args.file)

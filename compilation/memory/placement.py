@@ -1,18 +1,20 @@
 """Arena placement: half-open lifetimes and sizes in, offsets out.
 
-One interface, two solvers: a fast heuristic (best of several greedy orders, lowest fit), and CP-SAT for what the
-heuristic leaves above the lower bound. Neither judges itself: `validate.check_placement` does.
+One interface, three solvers, each called only for what the one before leaves above the lower bound: greedy (lowest fit
+in several orders), branch and bound (`search`), CP-SAT (`exact`). The latter two are complementary and take turns
+under a growing limit. None judges itself: `validate.check_placement` does.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from ortools.sat.python import cp_model
+from functools import cached_property
 
 from compilation.errors import PlacementError
+from compilation.memory.search import Outcome, Search, Span
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Placement:
-    """offsets: item id -> byte offset; height: bytes needed; bound: no placement can be lower."""
+    """offsets: item id -> byte offset; height: bytes needed; bound: no placement can be lower; solver: whose it is."""
 
     offsets: dict[str, int]
     height: int
@@ -50,6 +52,10 @@ def bound_of(items: list[Item]) -> int:
     return best
 
 
+def height_of(items: list[Item], offsets: dict[str, int]) -> int:
+    return max((offsets[i.id] + i.size for i in items), default=0)
+
+
 ORDERS: list[Callable[[Item], tuple[int, ...]]] = [
     lambda i: (-i.size, i.lower),
     lambda i: (-i.size * (i.upper - i.lower), i.lower),
@@ -57,32 +63,91 @@ ORDERS: list[Callable[[Item], tuple[int, ...]]] = [
     lambda i: (i.lower, -i.size),
     lambda i: (-i.upper, -i.size),
 ]
+BRIEF = 2  # rounds of the solvers that a height is worth when no capacity asks for it
+STEPS, GROWTH = 4, 4  # search: placements tried in the first round, per item and static order; factor a round
+WORK = 400_000_000  # CP-SAT: conflicts x (pairs that live at once)^2, what they cost, in the first round; doubled
 
 
 def place(items: list[Item], capacity: int | None = None, limit_seconds: float = 50.0) -> Placement:
     """Place items as low as possible; stops at the lower bound.
 
-    capacity: bytes that the result must not exceed. Raises PlacementError when no placement within the capacity
-    was found (saying whether that was proved).
+    capacity: bytes that the result must not exceed; after a brief try for the bound, any placement within it is good
+    enough. Raises PlacementError when none was found (saying whether that was proved). Without a capacity the height
+    is bisected, a brief try each. The answer is the same every time, unless limit_seconds cuts it short.
     """
     start = time.monotonic()
-    bound = bound_of(items)
-    if capacity is not None and bound > capacity:
-        raise PlacementError(f"{bound} bytes live at once, more than the capacity of {capacity}: no placement exists")
-    best, solver = _greedy(items, bound), "greedy"
-    height = _height(items, best)
-    if height > bound:
-        exact = _solve(items, bound, height, capacity, limit_seconds)
-        if exact is not None and _height(items, exact) < height:
-            best, height, solver = exact, _height(items, exact), "cp-sat"
-    if capacity is not None and height > capacity:
-        raise PlacementError(f"no placement within {capacity} bytes was found in {limit_seconds:.0f} s: "
-                             f"the lowest takes {height}, the bound is {bound}")
-    return Placement(best, height, bound, time.monotonic() - start, solver)
+    task = _Task(items, start + limit_seconds)
+    if capacity is not None and task.bound > capacity:
+        raise PlacementError(f"{task.bound} bytes live at once, more than the capacity of {capacity}: "
+                             "no placement exists")
+    task.attempt(task.bound, BRIEF)
+    if capacity is None:
+        task.narrow()
+    elif task.height > capacity:
+        task.attempt(capacity)
+        if task.bound > capacity:
+            raise PlacementError(f"no placement within {capacity} bytes exists: every one was ruled out; "
+                                 f"the lowest found takes {task.height}")
+        if task.height > capacity:
+            raise PlacementError(f"no placement within {capacity} bytes was found in {limit_seconds:.0f} s: "
+                                 f"the lowest takes {task.height}, the bound is {task.bound}")
+    return Placement(task.offsets, task.height, task.bound, time.monotonic() - start, task.solver)
 
 
-def _height(items: list[Item], offsets: dict[str, int]) -> int:
-    return max((offsets[i.id] + i.size for i in items), default=0)
+class _Task:
+    """The best placement and the best bound so far. Solvers see sizes divided by their greatest common divisor."""
+
+    def __init__(self, items: list[Item], deadline: float) -> None:
+        self.items, self.deadline = items, deadline
+        self.bound = bound_of(items)
+        self.offsets, self.solver = _greedy(items, self.bound), "greedy"
+        self.height = height_of(items, self.offsets)
+        self.solid = [i for i in items if i.size]
+        self.unit = math.gcd(*(i.size for i in items)) or 1
+        self.spans = [Span(i.lower, i.upper, i.size // self.unit) for i in self.solid]
+        self.turns: dict[int, int] = {}  # ceiling -> rounds spent on it
+
+    def attempt(self, ceiling: int, rounds: int | None = None) -> None:
+        """Try for at most `ceiling` bytes, unless that is reached or ruled out: the solvers take turns."""
+        while self.height > ceiling >= self.bound and time.monotonic() < self.deadline:
+            turn = self.turns.get(ceiling, 0)
+            if turn == rounds:
+                break
+            self.turns[ceiling] = turn + 1
+            now = time.monotonic()
+            half = now + (self.deadline - now) / 2  # so that the other solver is heard, too
+            steps = STEPS * GROWTH ** turn * len(self.spans)
+            if self._take(ceiling, "search", self._search.run(ceiling // self.unit, steps, half)):
+                continue
+            conflicts = WORK * 2 ** turn // max(1, self._search.pairs) ** 2
+            if conflicts:
+                from compilation.memory.exact import solve  # slow to import, and seldom needed
+
+                left = self.deadline - time.monotonic()
+                self._take(ceiling, "cp-sat", solve(self.spans, ceiling // self.unit, conflicts, left))
+
+    def narrow(self) -> None:
+        """Bisect between the bound and the height; a height not reached briefly counts as out of reach."""
+        low = self.bound
+        while low < self.height and time.monotonic() < self.deadline:
+            middle = (low + self.height) // 2
+            self.attempt(middle, BRIEF)
+            if self.height > middle:
+                low = middle + 1
+
+    @cached_property
+    def _search(self) -> Search:
+        return Search(self.spans)
+
+    def _take(self, ceiling: int, solver: str, outcome: Outcome) -> bool:
+        """Keep what a solver found or proved; did it do either?"""
+        if outcome.offsets is not None:
+            self.offsets = dict.fromkeys((i.id for i in self.items), 0)
+            self.offsets |= {i.id: at * self.unit for i, at in zip(self.solid, outcome.offsets, strict=True)}
+            self.height, self.solver = height_of(self.items, self.offsets), solver
+        elif outcome.proved:
+            self.bound = (ceiling // self.unit + 1) * self.unit
+        return outcome.offsets is not None or outcome.proved
 
 
 def _greedy(items: list[Item], bound: int) -> dict[str, int]:
@@ -90,7 +155,7 @@ def _greedy(items: list[Item], bound: int) -> dict[str, int]:
     best_height = -1
     for order in ORDERS:
         offsets = _lowest_fit(sorted(items, key=order))
-        height = _height(items, offsets)
+        height = height_of(items, offsets)
         if best_height < 0 or height < best_height:
             best, best_height = offsets, height
         if best_height <= bound:
@@ -112,38 +177,3 @@ def _lowest_fit(items: list[Item]) -> dict[str, int]:
         offsets[item.id] = offset
         placed.append((offset, item))
     return offsets
-
-
-def _solve(items: list[Item], bound: int, height: int, capacity: int | None, limit: float) -> dict[str, int] | None:
-    """Exact placement by CP-SAT: first at the bound (or the capacity), as a satisfaction problem."""
-    target = bound
-    for ceiling in dict.fromkeys((target, capacity if capacity is not None and capacity < height else height - 1)):
-        found = _cp_sat(items, ceiling, minimise=ceiling == height - 1, limit=limit)
-        if found is not None:
-            return found
-    return None
-
-
-def _cp_sat(items: list[Item], ceiling: int, minimise: bool, limit: float) -> dict[str, int] | None:
-    model = cp_model.CpModel()
-    starts, x_intervals, y_intervals = {}, [], []
-    for i in items:
-        if i.size > ceiling:
-            return None
-        starts[i.id] = model.new_int_var(0, ceiling - i.size, i.id)
-        x_intervals.append(model.new_fixed_size_interval_var(i.lower, i.upper - i.lower, f"t{i.id}"))
-        y_intervals.append(model.new_fixed_size_interval_var(starts[i.id], i.size, f"y{i.id}"))
-    model.add_no_overlap_2d(x_intervals, y_intervals)
-    if minimise:
-        top = model.new_int_var(0, ceiling, "height")
-        for i in items:
-            model.add(starts[i.id] + i.size <= top)
-        model.minimize(top)
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = limit / 2
-    solver.parameters.num_workers = 2
-    solver.parameters.random_seed = 1
-    status = solver.solve(model)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None
-    return {i.id: solver.value(starts[i.id]) for i in items}

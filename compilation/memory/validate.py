@@ -15,7 +15,7 @@ def check_placement(items: list[Item], offsets: dict[str, int], capacity: int, a
         if at is None or at < 0 or at + i.size > capacity or at % alignment:
             raise PlacementError(f"{i.id} at {at} with {i.size} bytes is outside {capacity} bytes "
                                  f"or not aligned to {alignment}")
-    ordered = sorted(items, key=lambda i: offsets[i.id])
+    ordered = sorted((i for i in items if i.size), key=lambda i: offsets[i.id])
     for n, a in enumerate(ordered):
         for b in ordered[n + 1:]:
             if offsets[b.id] >= offsets[a.id] + a.size:
