@@ -35,8 +35,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "MLP, 25 % of rows": {"n_bias_update": 0, "n_weight_update": 2, "vit_layer_types": ["mlp"],
                           "weight_update_ratio": 0.25, "weight_select_axis": "rows"},
     "Gram only": {"n_bias_update": 0, "layer_norm": False, "bias": False, "vit_layer_types": [], "n_gram_update": "all"},
+    "LoRA": {"n_bias_update": 0, "vit_layer_types": [], "n_lora_update": "all"},
     "head only": {"n_bias_update": 0},
 }
+MODELS: dict[str, dict[str, Any]] = {"LoRA": {"lora": {"enabled": True, "rank": 4, "alpha": 6.0}}}
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +48,9 @@ def one_thread() -> None:
 
 def small_model(**changes: Any) -> torch.nn.Module:
     model = build_model(ModelConfig(**{**SMALL, "gram": {"enabled": True, "rank": 8}, **changes}))
-    with torch.no_grad():                          # a Gram residual that does something
+    with torch.no_grad():                          # a Gram residual and LoRA that do something
         for name, p in model.named_parameters():
-            if name.endswith("gram_b"):
+            if name.endswith(("gram_b", "lora_b")):
                 p.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
     return model
 
@@ -77,7 +79,7 @@ def proven(check: Validation) -> None:
 @pytest.mark.parametrize("budget", [None, "smallest"], ids=["kept", "smallest"])
 @pytest.mark.parametrize("name", PLANS)
 def test_c_is_as_close_to_float64_as_float32_pytorch_is(name: str, budget: str | None, tmp_path: Path) -> None:
-    model = small_model()
+    model = small_model(**MODELS.get(name, {}))
     plan = resolve_plan(PlanConfig(**PLANS[name]), model)
     compiled = compile_small(model, plan, budget)
     trace = trace_of(model, plan)

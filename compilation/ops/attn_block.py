@@ -29,19 +29,27 @@ from compilation.ops.common import (
 from compilation.ops.gram import GramPart, rank_blocks
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),
-              vector("bproj", True), vector("ls", True), vector("gram_a", True), vector("gram_b", True))
+              vector("bproj", True), vector("ls", True), vector("gram_a", True), vector("gram_b", True),
+              vector("qkv_a", True), vector("qkv_b", True), vector("proj_a", True), vector("proj_b", True))
+LOW = ("qkv_a", "qkv_b", "proj_a", "proj_b")      # low-rank additions (LoRA) to the two linear layers
 
 
 class AttentionOp(Op):
     source = "vt_attn_block.c"
     attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
              "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
-             "gram_block": ("int32_t", 64)}
+             "gram_block": ("int32_t", 64), "qkv_scale": ("float", 1.0), "proj_scale": ("float", 1.0)}
     schedule = ("rows", "key_block", "gram_block")
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]
-        return {"n": n, "d": d, "rank": site.shapes["gram_b"][0] if site.has("gram_b") else 0}
+        r, rp = self.ranks(site)
+        return {"n": n, "d": d, "rank": site.shapes["gram_b"][0] if site.has("gram_b") else 0, "qkv_rank": r,
+                "proj_rank": rp}
+
+    def ranks(self, site: Site) -> tuple[int, int]:
+        """Of the low-rank additions to the packed linear and to the projection; 0 where there is none."""
+        return tuple(site.shapes[s][0] if site.has(s) else 0 for s in ("qkv_a", "proj_a"))  # type: ignore[return-value]
 
     def gram(self, site: Site) -> GramPart | None:
         if not site.has("gram_a"):
@@ -65,17 +73,30 @@ class AttentionOp(Op):
                     "wqkv": rng.normal(0, 1.2 * w**-0.5, (3 * w, w)), "bqkv": rng.normal(0, 0.3, 3 * w),
                     "wproj": rng.normal(0, w**-0.5, (w, w)), "bproj": rng.normal(0, 0.3, w),
                     "ls": rng.normal(0.5, 0.2, w), "gram_a": rng.normal(0, 0.5, (n, r)),
-                    "gram_b": rng.normal(0, 0.5, (r, w)), "dy": rng.normal(size=(n, w))}
+                    "gram_b": rng.normal(0, 0.5, (r, w)), "dy": rng.normal(size=(n, w)),
+                    "qkv_a": rng.normal(0, w**-0.5, (r, w)), "qkv_b": rng.normal(0, r**-0.5, (3 * w, r)),
+                    "proj_a": rng.normal(0, w**-0.5, (r + 1, w)), "proj_b": rng.normal(0, r**-0.5, (w, r + 1))}
             yield ({s.name: made[s.name] for s in self.inputs},
-                   {"eps": 1e-6, "norm": 1, "heads": heads, "residual": 1, "q_rows": n})
+                   {"eps": 1e-6, "norm": 1, "heads": heads, "residual": 1, "q_rows": n, "qkv_scale": 0.75,
+                    "proj_scale": 1.25})
+
+
+def without(made: Arrays, *starts: str) -> Arrays:
+    return {k: v for k, v in made.items() if not k.startswith(starts)}
+
+
+def effective(i: Arrays, attrs: dict[str, Any], which: str) -> np.ndarray:
+    """The weights of one linear layer with its low-rank addition: W + scale * B A."""
+    w = i[f"w{which}"]
+    return w + attrs[f"{which}_scale"] * i[f"{which}_b"] @ i[f"{which}_a"] if f"{which}_a" in i else w
 
 
 def forward(i: Arrays, attrs: dict[str, Any]) -> Arrays:
     """Everything the block makes: u = LN(x), qkv, o, z = proj(o) + T, all rows; y, the first q_rows rows."""
     u = ref.layer_norm(i["x"], i.get("gamma"), i.get("beta"), attrs["eps"]) if attrs["norm"] else i["x"]
-    qkv = u @ i["wqkv"].T + i.get("bqkv", 0.0)
+    qkv = u @ effective(i, attrs, "qkv").T + i.get("bqkv", 0.0)
     o = ref.attention(qkv, attrs["heads"])
-    z = o @ i["wproj"].T + i.get("bproj", 0.0)
+    z = o @ effective(i, attrs, "proj").T + i.get("bproj", 0.0)
     if "gram_a" in i:
         z = z + ref.gram(u, i["gram_a"], i["gram_b"])
     y = z * i.get("ls", 1.0) + (i["x"] if attrs["residual"] else 0.0)
@@ -84,7 +105,10 @@ def forward(i: Arrays, attrs: dict[str, Any]) -> Arrays:
 
 @register
 class AttnBlock(AttentionOp):
-    """y (q_rows, D) = [x +] ls * (proj(attention(LN(x))) + T), T the Gram residual of LN(x); q_rows is N or 1."""
+    """y (q_rows, D) = [x +] ls * (proj(attention(qkv(LN(x)))) + T), T the Gram residual of LN(x); q_rows is N or 1.
+
+    qkv and proj are linear layers, each with an optional low-rank addition: u W^T + b + scale * (u A^T) B^T.
+    """
 
     name, symbol, gradient = "attn_block", "vt_attn_block", "attn_block_grad"
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
@@ -103,27 +127,31 @@ class AttnBlock(AttentionOp):
     def cost(self, site: Site) -> Cost:
         n, w = site.shapes["x"]
         heads, q, t = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
+        r, rp = self.ranks(site)
         if q == 1:
-            macs = 2 * n * w * heads + 4 * w * w
+            macs = 2 * n * w * heads + 4 * w * w + 3 * w * r * (1 + heads)
         else:
-            macs = n * w * (4 * w + 2 * n) + (self.repeats(site) - 1) * n * w * (w // heads)
+            macs = n * w * (4 * w + 2 * n + 4 * r) + (self.repeats(site) - 1) * n * (w + r) * (w // heads)
+        macs += 2 * q * w * rp
         if (gram := self.gram(site)) is not None:
             macs += gram.forward_macs()
         times = 1 if q == 1 else panels(n, t)
         return Cost(macs, 4 * n * w * heads * 2, 4 * q * w * 3,
-                    times * frozen_bytes(site, "wqkv", "wproj") + frozen_bytes(site, "gram_a", "gram_b"))
+                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + frozen_bytes(site, "gram_a", "gram_b"))
 
     def scratch(self, site: Site) -> int:
         n, w = site.shapes["x"]
+        r, rp = self.ranks(site)
         heads, q, rows = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
         d, t, bk = w // heads, width(n, rows), self.attr(site, "key_block")
         if q == 1:
-            inner = 3 * w + d
+            inner = 3 * w + d + r
         elif bk >= n:
             inner = 2 * n * d + t * (w + 2 * d + min(KEYS, n))
         else:
             inner = 2 * n + 2 * bk * d + t * (w + 2 * d + min(KEYS, n if heads > 2 else bk))
-        inner = 4 * max(inner, 2 * w * width(q, rows))
+        inner += r * (n + t) * (q > 1)
+        inner = 4 * max(inner, (2 * w + rp) * width(q, rows))
         if (gram := self.gram(site)) is not None:
             inner = max(inner, gram.forward_scratch())
         return 8 * n * bool(self.attr(site, "norm")) + inner
@@ -138,7 +166,14 @@ class AttnBlock(AttentionOp):
         for made, attrs in self._samples(rng):
             w = made["x"].shape[1]
             bare = {k: made[k] for k in ("x", "wqkv", "wproj")}
-            plain = {k: v for k, v in made.items() if not k.startswith("gram")}
+            low = without(made, "gram")
+            made = without(made, "qkv", "proj")
+            plain = without(made, "gram")
+            yield Sample(low, attrs)
+            yield Sample(without(low, "proj", "ls"), {**attrs, "residual": 0})
+            yield Sample(without(low, "qkv", "b", "gamma"), {**attrs, "norm": 0}, parts={"wproj": ("cols", [1, w - 1])})
+            yield Sample(low, {**attrs, "q_rows": 1})
+            yield Sample(without(low, "proj", "gamma", "beta"), {**attrs, "q_rows": 1, "norm": 0})
             yield Sample(made, attrs)
             yield Sample(plain, attrs)
             yield Sample(bare, {**attrs, "norm": 0, "residual": 0}, parts={"wqkv": ("cols", [0, w - 1])})
@@ -154,7 +189,8 @@ class AttnBlockGrad(AttentionOp):
     name, symbol = "attn_block_grad", "vt_attn_block_grad"
     inputs = (tensor("x"), *PARAMETERS, tensor("dy"))
     outputs = (tensor("d_x"), vector("d_gamma"), vector("d_beta"), matrix("d_wqkv"), vector("d_bqkv"),
-               matrix("d_wproj"), vector("d_bproj"), vector("d_ls"), vector("d_gram_a"), vector("d_gram_b"))
+               matrix("d_wproj"), vector("d_bproj"), vector("d_ls"), vector("d_gram_a"), vector("d_gram_b"),
+               vector("d_qkv_a"), vector("d_qkv_b"), vector("d_proj_a"), vector("d_proj_b"))
     needed_for = {"bproj": ("d_ls",)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -162,13 +198,13 @@ class AttnBlockGrad(AttentionOp):
         made: dict[str, tuple[Shape, str]] = {"d_x": ((n, w), "f32"), "d_bqkv": ((3 * w,), "f32")}
         made |= {f"d_{s}": ((w,), "f32") for s in ("gamma", "beta", "bproj", "ls")}
         made |= {f"d_{s}": (part_shape(site, s), "f32") for s in ("wqkv", "wproj")}
-        return made | {f"d_{s}": (site.shapes[s], "f32") for s in ("gram_a", "gram_b") if site.has(s)}
+        return made | {f"d_{s}": (site.shapes[s], "f32") for s in ("gram_a", "gram_b", *LOW) if site.has(s)}
 
     def needs(self, site: Site) -> tuple[bool, bool, bool]:
         """Whether the gradient of LN(x), the attention itself, and its result o have to be made."""
         norm = "d_x" in site.wants or bool(self.attr(site, "norm") and site.wants & {"d_gamma", "d_beta"})
-        o = bool(site.wants & {"d_ls", "d_wproj"})
-        return norm, norm or o or bool(site.wants & {"d_wqkv", "d_bqkv"}), o
+        o = bool(site.wants & {"d_ls", "d_wproj", "d_proj_a", "d_proj_b"})
+        return norm, norm or o or bool(site.wants & {"d_wqkv", "d_bqkv", "d_qkv_a", "d_qkv_b"}), o
 
     def gram_wants(self, site: Site) -> tuple[bool, bool, bool, bool]:
         return self.needs(site)[0], "d_gram_a" in site.wants, "d_gram_b" in site.wants, "d_ls" in site.wants
@@ -181,8 +217,9 @@ class AttnBlockGrad(AttentionOp):
         trained = part_size(site, "wqkv") * ("d_wqkv" in wants) + part_size(site, "wproj") * ("d_wproj" in wants)
         if self.attr(site, "q_rows") == 1:
             macs = 4 * w * w + (4 + 2 * norm) * n * w * heads
-            macs += w * w * (norm + (norm or bool(wants & {"d_wqkv", "d_bqkv"})) + o + ls)
-            return macs + trained
+            query = norm or bool(wants & {"d_wqkv", "d_bqkv", "d_qkv_a", "d_qkv_b"})
+            macs += w * w * (norm + query + o + ls)
+            return macs + trained + self._low_row_macs(site, query)
         bk = min(n, self.attr(site, "key_block"))
         second = blocks(n, bk)
         first = blocks(n, 2 * bk) if second > 1 else 0
@@ -190,7 +227,26 @@ class AttnBlockGrad(AttentionOp):
         macs += 2 * n * w * w * (first + second)                     # queries, gradient of o
         macs += n * n * w * (2 + 5 + o)                              # attention
         macs += norm * n * w * w * (second + 2) + ls * n * w * w * second
-        return macs + n * trained
+        return macs + n * trained + self._low_macs(site, first, second)
+
+    def _low_row_macs(self, site: Site, query: bool) -> int:
+        """Multiply-adds of the low-rank additions with one query row."""
+        w, heads, wants = site.shapes["x"][1], self.attr(site, "heads"), site.wants
+        norm, _, o = self.needs(site)
+        (r, rp), ls = self.ranks(site), "d_ls" in wants
+        each = 4 + 2 * heads + query * (heads + 1) + (norm or "d_qkv_a" in wants) + norm * heads
+        each += (o or "d_qkv_b" in wants) * heads + o + 3 * ("d_qkv_b" in wants) + 3 * heads * ("d_qkv_a" in wants)
+        share = 2 + (ls or "d_proj_b" in wants) + ls * heads + len(wants & {"d_proj_a", "d_proj_b"})
+        return w * (r * each + rp * share)
+
+    def _low_macs(self, site: Site, first: int, second: int) -> int:
+        """Multiply-adds of the low-rank additions, with so many blocks of keys in the two passes."""
+        (n, w), heads, wants = site.shapes["x"], self.attr(site, "heads"), site.wants
+        (r, rp), ls, norm = self.ranks(site), "d_ls" in wants, self.needs(site)[0]
+        collected = (norm or "d_qkv_a" in wants) + ("d_qkv_b" in wants)
+        each = 1 + 2 * (1 + (second > 1)) + first + second + (second + 2) * collected + norm + ("d_qkv_a" in wants)
+        share = 1 + first + second * (1 + ("d_proj_a" in wants) + (ls or "d_proj_b" in wants) + heads * ls)
+        return n * w * (r * each + rp * (share + ("d_proj_b" in wants)))
 
     def cost(self, site: Site) -> Cost:
         n, w = site.shapes["x"]
@@ -203,15 +259,15 @@ class AttnBlockGrad(AttentionOp):
         repeats = blocks(n, min(n, self.attr(site, "key_block")))
         times = 2 if q == 1 else panels(n, t) * (1 + repeats)
         return Cost(macs, 4 * n * w * (4 + self.attr(site, "heads") * 2 * repeats), 4 * n * w * (3 + repeats),
-                    times * frozen_bytes(site, "wqkv", "wproj") + 2 * frozen_bytes(site, "gram_a", "gram_b"))
+                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + 2 * frozen_bytes(site, "gram_a", "gram_b"))
 
     def _head_scratch(self, site: Site) -> int:
         """Floats for the attention of all heads."""
         n, w = site.shapes["x"]
         heads, wants = self.attr(site, "heads"), site.wants
-        d = w // heads
+        (r, rp), d = self.ranks(site), w // heads
         if self.attr(site, "q_rows") == 1:
-            return w * (5 + site.has("ls")) + 4 * d + 2 * n
+            return w * (5 + site.has("ls")) + 4 * d + 2 * n + 6 * r + 3 * rp + r * w * ("d_qkv_a" in wants)
         t, bk = width(n, self.attr(site, "rows")), min(n, self.attr(site, "key_block"))
         whole, o = bk == n, self.needs(site)[2]
         floats = 0 if whole else 3 * n
@@ -223,7 +279,12 @@ class AttnBlockGrad(AttentionOp):
         stage = 0
         if "d_wqkv" in wants and (self.attr(site, "norm") or by_columns(site, "wqkv")):
             stage = n * stage_width(part_shape(site, "wqkv")[1])
-        return floats + max(panel, stage)
+        floats += max(panel, stage)
+        floats += rp * n + max(r, rp) * t + 3 * d * r * ("d_qkv_b" in wants) + rp * d * ("d_proj_a" in wants)
+        if "d_qkv_a" in wants and self.attr(site, "norm"):
+            floats = max(floats, n * stage_width(w))
+        shared = r * n * (1 + (self.needs(site)[0] or "d_qkv_a" in wants)) + rp * n * ("d_proj_b" in wants)
+        return floats + shared
 
     def scratch(self, site: Site) -> int:
         n, w = site.shapes["x"]
@@ -245,9 +306,13 @@ class AttnBlockGrad(AttentionOp):
         dy = np.zeros_like(i["x"])
         dy[:attrs["q_rows"]] = i["dy"]
         g = dy * i.get("ls", 1.0)
-        dqkv = ref.attention_grad(f["qkv"], g @ i["wproj"], attrs["heads"])
+        dqkv = ref.attention_grad(f["qkv"], g @ effective(i, attrs, "proj"), attrs["heads"])
         made = {"d_wproj": g.T @ f["o"], "d_bproj": g.sum(0), "d_ls": (dy * f["z"]).sum(0), "d_wqkv": dqkv.T @ f["u"],
-                "d_bqkv": dqkv.sum(0), "d_x": dqkv @ i["wqkv"]}
+                "d_bqkv": dqkv.sum(0), "d_x": dqkv @ effective(i, attrs, "qkv")}
+        for which in ("qkv", "proj"):        # W + scale * B A is trained: dA = scale * B^T dW, dB = scale * dW A^T
+            if f"{which}_a" in i:
+                dw = attrs[f"{which}_scale"] * made[f"d_w{which}"]
+                made |= {f"d_{which}_a": i[f"{which}_b"].T @ dw, f"d_{which}_b": dw @ i[f"{which}_a"].T}
         if "gram_a" in i:
             dx, made["d_gram_a"], made["d_gram_b"] = ref.gram_grad(f["u"], i["gram_a"], i["gram_b"], g)
             made["d_x"] = made["d_x"] + dx
@@ -263,13 +328,16 @@ class AttnBlockGrad(AttentionOp):
         for made, attrs in self._samples(rng):
             w = made["x"].shape[1]
             bare = {k: made[k] for k in ("x", "wqkv", "wproj", "dy")}
-            plain = {k: v for k, v in made.items() if not k.startswith("gram") and k != "ls"}
+            low = without(made, "gram")
+            made = without(made, "qkv", "proj")
+            plain = without(made, "gram", "ls")
             cols = {"wqkv": ("cols", [0, w - 1]), "wproj": ("cols", [0, w // 2, w - 1])}
             rows = {"wqkv": ("rows", [0, 1, w, 3 * w - 1]), "wproj": ("rows", [0, w - 1])}
             for q in sorted({attrs["q_rows"], 1}, reverse=True):
                 at = {**attrs, "q_rows": q}
-                for inputs in (made, plain, bare):
+                for inputs in (made, plain, bare, low):
                     inputs["dy"] = made["dy"][:q]
+                yield from self._low_samples(low, at, vectors, cols)
                 yield Sample(dict(made), at, ("d_x", "d_wqkv", "d_wproj", *vectors, "d_ls", "d_gram_a", "d_gram_b"))
                 yield Sample(dict(made), at, ("d_x", *vectors, "d_ls"))
                 yield Sample(dict(plain), at, ("d_x", *vectors))
@@ -282,3 +350,16 @@ class AttnBlockGrad(AttentionOp):
                 yield Sample(dict(made), at, ("d_wqkv", "d_wproj"), rows)
                 yield Sample(dict(bare), {**at, "norm": 0, "residual": 0}, ("d_x", "d_wproj"), cols)
                 yield Sample(dict(bare), {**at, "norm": 0}, ("d_wqkv",), cols)
+
+    def _low_samples(self, made: Arrays, at: dict[str, Any], vectors: tuple[str, ...],
+                     cols: dict[str, tuple[str, list[int]]]) -> Iterator[Sample]:
+        """With low-rank additions to one or both of the linear layers."""
+        all_low = tuple(f"d_{s}" for s in LOW)
+        yield Sample(dict(made), at, ("d_x", *all_low))
+        yield Sample(dict(made), at, ("d_x", *vectors, "d_ls"))
+        yield Sample(dict(made), at, ("d_x", "d_wqkv", "d_wproj", *all_low, *vectors, "d_ls"), cols)
+        for s in all_low:
+            yield Sample(without(made, "ls"), at, (s,))
+        yield Sample(without(made, "ls", "b"), at, ("d_x", "d_qkv_b", "d_proj_b"))
+        yield Sample(without(made, "qkv", "gamma", "beta"), {**at, "norm": 0}, ("d_x", "d_proj_a", "d_ls"))
+        yield Sample(without(made, "proj", "ls", "gamma", "beta"), {**at, "norm": 0, "residual": 0}, ("d_qkv_a", "d_bqkv"))

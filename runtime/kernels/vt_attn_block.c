@@ -4,19 +4,10 @@
 #include "vt_attn_row.h"
 #include "vt_gradient.h"
 #include "vt_gram_part.h"
+#include "vt_lora.h"
 
-/* out (d, T) = scale * (rows o0..o0+d of w times the panel xt + bias). */
-static void vt_head(const vt_step *s, float *out, int32_t T, const vt_matrix *w, const float *bias, int32_t o0,
-                    int32_t d, const float *xt, float scale) {
-    int32_t i;
-    vt_fill_panel(out, d, T, bias ? bias + o0 : NULL);
-    vt_forward(s, out, T, w, o0, o0 + d, 0, w->cols, xt);
-    if (scale != 1.0f)
-        for (i = 0; i < d * T; i++) out[i] = out[i] * scale;
-}
-
-/* K, V (k1 - k0, d; ld) = keys and values of head h for tokens k0..k1, and, when q is given, q (scaled queries).
- * xt (width, rows) and out (d, rows) are panels to work in. */
+/* Where the queries, keys and values of a head come from: w times LN(x) + bias + the low-rank addition.
+ * xt (width, rows), out (d, rows) and lt (r, rows) are panels to work in; low (n, r) as in vt_lora.h. */
 typedef struct {
     const float *x;
     const vt_norm *nm;
@@ -24,21 +15,52 @@ typedef struct {
     const float *bias;
     int32_t width, d, rows;
     float *xt, *out;
+    vt_lora lora;
+    float *low, *lt;
 } vt_head_source;
 
+/* low of all n tokens. */
+static void vt_source_low(const vt_head_source *a, const vt_step *s, int32_t n) {
+    int32_t n0, T;
+    for (n0 = 0; n0 < n; n0 += T) {
+        T = vt_width(n - n0, a->rows);
+        vt_load_panel(a->xt, T, a->x, a->width, n0, a->nm);
+        vt_lora_down(s, &a->lora, a->lt, T, 0, a->width, a->xt);
+        vt_panel_to_rows(a->low + (ptrdiff_t)n0 * a->lora.r, a->lora.r, a->lt, T, a->lora.r);
+    }
+}
+
+/* The panels xt and lt of tokens n0..n0+T. */
+static void vt_source_panel(const vt_head_source *a, int32_t n0, int32_t T) {
+    vt_load_panel(a->xt, T, a->x, a->width, n0, a->nm);
+    if (a->lora.r) vt_rows_to_panel(a->lt, T, a->low + (ptrdiff_t)n0 * a->lora.r, a->lora.r, a->lora.r);
+}
+
+/* out (d, T) = scale * features o0..o0+d of the tokens in the panels xt and lt. */
+static void vt_head(const vt_head_source *a, const vt_step *s, float *out, int32_t T, int32_t o0, float scale) {
+    const int32_t d = a->d;
+    int32_t i;
+    vt_fill_panel(out, d, T, a->bias ? a->bias + o0 : NULL);
+    vt_forward(s, out, T, a->w, o0, o0 + d, 0, a->width, a->xt);
+    if (a->lora.r) vt_lora_up(s, &a->lora, out, T, o0, o0 + d, a->lt);
+    if (scale != 1.0f)
+        for (i = 0; i < d * T; i++) out[i] = out[i] * scale;
+}
+
+/* K, V (k1 - k0, d; ld) = keys and values of head h for tokens k0..k1, and, when q is given, q (scaled queries). */
 static void vt_keys_values(const vt_head_source *a, const vt_step *s, int32_t h, int32_t k0, int32_t k1, float *K,
                            float *V, float *q, ptrdiff_t ld) {
     int32_t n0, T;
     for (n0 = k0; n0 < k1; n0 += T) {
         T = vt_width(k1 - n0, a->rows);
-        vt_load_panel(a->xt, T, a->x, a->width, n0, a->nm);
+        vt_source_panel(a, n0, T);
         if (q) {
-            vt_head(s, a->out, T, a->w, a->bias, h * a->d, a->d, a->xt, 1.0f / VT_SQRT((float)a->d));
+            vt_head(a, s, a->out, T, h * a->d, 1.0f / VT_SQRT((float)a->d));
             vt_panel_to_rows(q + n0 * (ptrdiff_t)a->width, a->width, a->out, T, a->d);
         }
-        vt_head(s, a->out, T, a->w, a->bias, a->width + h * a->d, a->d, a->xt, 1.0f);
+        vt_head(a, s, a->out, T, a->width + h * a->d, 1.0f);
         vt_panel_to_rows(K + (n0 - k0) * ld, ld, a->out, T, a->d);
-        vt_head(s, a->out, T, a->w, a->bias, 2 * a->width + h * a->d, a->d, a->xt, 1.0f);
+        vt_head(a, s, a->out, T, 2 * a->width + h * a->d, 1.0f);
         vt_panel_to_rows(V + (n0 - k0) * ld, ld, a->out, T, a->d);
     }
 }
@@ -68,10 +90,14 @@ static void vt_all_heads(const vt_attn_block_args *a, const vt_step *s, const vt
     const int32_t n = a->n, width = a->d, d = width / a->heads, T0 = vt_width(n, a->rows);
     const int whole = a->key_block >= n;
     const int32_t B = whole ? n : a->key_block;
-    float *m = at, *l = m + n, *K = whole ? at : l + n, *V = K + (ptrdiff_t)B * d, *xt = V + (ptrdiff_t)B * d;
+    const int32_t r = a->qkv_rank;
+    float *low = at, *lt = low + (ptrdiff_t)n * r;
+    float *m = lt + r * T0, *l = m + n, *K = whole ? m : l + n, *V = K + (ptrdiff_t)B * d, *xt = V + (ptrdiff_t)B * d;
     float *qt = xt + (ptrdiff_t)width * T0, *ot = qt + d * T0, *st = ot + d * T0;
-    const vt_head_source src = {a->x, nm, &a->wqkv, a->bqkv, width, d, a->rows, xt, qt};
+    const vt_head_source src = {a->x, nm, &a->wqkv, a->bqkv, width, d, a->rows, xt, qt,
+                                {a->qkv_a, a->qkv_b, r, width, a->qkv_scale}, low, lt};
     int32_t h, k0, k1, n0, T;
+    if (r) vt_source_low(&src, s, n);
     for (h = 0; h < a->heads; h++) {
         float *y = a->y + h * d;
         if (whole || a->heads - h > 2) {
@@ -95,8 +121,8 @@ static void vt_all_heads(const vt_attn_block_args *a, const vt_step *s, const vt
                 if (store && k0 > 0) {
                     vt_rows_to_panel(qt, T, store, width, d);
                 } else {
-                    vt_load_panel(xt, T, a->x, width, n0, nm);
-                    vt_head(s, qt, T, &a->wqkv, a->bqkv, h * d, d, xt, 1.0f / VT_SQRT((float)d));
+                    vt_source_panel(&src, n0, T);
+                    vt_head(&src, s, qt, T, h * d, 1.0f / VT_SQRT((float)d));
                     if (store) vt_panel_to_rows(store, width, qt, T, d);
                 }
                 vt_panel_attend(s, K, V, d, k1 - k0, qt, T, d, m + n0, l + n0, ot, st, yn, width, k0 == 0, k1 == n);
@@ -108,7 +134,8 @@ static void vt_all_heads(const vt_attn_block_args *a, const vt_step *s, const vt
 /* y (q_rows, d) holds o; becomes its projection in place, and, without a Gram residual to come, the block's result. */
 static void vt_project(const vt_attn_block_args *a, const vt_step *s, float *at) {
     const int32_t width = a->d, T0 = vt_width(a->q_rows, a->rows);
-    float *it = at, *ot = at + (ptrdiff_t)width * T0;
+    const vt_lora lora = {a->proj_a, a->proj_b, a->proj_rank, width, a->proj_scale};
+    float *lt = at, *it = lt + lora.r * T0, *ot = it + (ptrdiff_t)width * T0;
     int32_t n0, T;
     for (n0 = 0; n0 < a->q_rows; n0 += T) {
         float *y = a->y + (ptrdiff_t)n0 * width;
@@ -116,6 +143,10 @@ static void vt_project(const vt_attn_block_args *a, const vt_step *s, float *at)
         vt_rows_to_panel(it, T, y, width, width);
         vt_fill_panel(ot, width, T, a->bproj);
         vt_forward(s, ot, T, &a->wproj, 0, width, 0, width, it);
+        if (lora.r) {
+            vt_lora_down(s, &lora, lt, T, 0, width, it);
+            vt_lora_up(s, &lora, ot, T, 0, width, lt);
+        }
         vt_panel_to_rows(y, width, ot, T, width);
     }
 }
@@ -154,6 +185,12 @@ typedef struct {
     float *dq;                   /* (n, d) when d_wqkv is wanted, else (T, d) */
     float *K, *V, *dK, *dV;      /* (B, d) each; the first pass uses them as K, V (2 * B, d) */
     float *xt, *g, *qt, *gt, *q, *gr, *o, *st, *pt;
+    float *low, *dlow;           /* (n, qkv_rank): the packed linear's, its gradient's or NULL; see vt_lora.h */
+    float *pg, *po;              /* (n, proj_rank): the projection's gradient's, its own or NULL */
+    float *lt;                   /* panel of either rank */
+    float *db, *da;              /* (3, d, qkv_rank), (proj_rank, d): sums for d_qkv_b, d_proj_a, or NULL */
+    float *stage;                /* for d_qkv_a, over all but low, dlow, po: see vt_weight_gradient */
+    vt_lora qkv, proj;
     int32_t B, ld_keep;
     int keep_dq, need_norm, need_o;
 } vt_heads_work;
@@ -162,11 +199,23 @@ static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, 
     const int32_t n = a->n, width = a->d, d = width / a->heads, T0 = vt_width(n, a->rows);
     const int whole = a->key_block >= n;
     const int32_t S = whole ? n : 2 * a->key_block < n ? 2 * a->key_block : n;
-    w->m = w->l = w->delta = w->bias = w->keep = w->g = w->o = NULL;
+    const int32_t r = a->qkv_rank, rp = a->proj_rank;
+    const vt_lora qkv = {a->qkv_a, a->qkv_b, r, width, a->qkv_scale};
+    const vt_lora proj = {a->proj_a, a->proj_b, rp, width, a->proj_scale};
+    w->qkv = qkv;
+    w->proj = proj;
+    w->m = w->l = w->delta = w->bias = w->keep = w->g = w->o = w->dlow = w->po = w->db = w->da = NULL;
     w->B = whole ? n : a->key_block;
     w->keep_dq = vt_wanted(&a->d_wqkv);
-    w->need_o = dls || vt_wanted(&a->d_wproj);
+    w->need_o = dls || vt_wanted(&a->d_wproj) || vt_wanted(&a->d_proj_a) || vt_wanted(&a->d_proj_b);
     w->ld_keep = a->wproj.trained.cols && a->wproj.trained.n_cols < d ? a->wproj.trained.n_cols : d;
+    w->low = at; at += (ptrdiff_t)n * r;
+    if (r && (w->need_norm || vt_wanted(&a->d_qkv_a))) { w->dlow = at; at += (ptrdiff_t)n * r; }
+    if (vt_wanted(&a->d_proj_b)) { w->po = at; at += (ptrdiff_t)n * rp; }
+    w->stage = w->pg = at; at += (ptrdiff_t)n * rp;
+    w->lt = at; at += (r > rp ? r : rp) * T0;
+    if (vt_wanted(&a->d_qkv_b)) { w->db = at; at += 3 * d * r; }
+    if (vt_wanted(&a->d_proj_a)) { w->da = at; at += rp * d; }
     if (!whole) { w->m = at; w->l = at + n; w->delta = at + 2 * n; at += 3 * n; }
     if (vt_wanted(&a->d_bqkv)) { w->bias = at; at += whole ? d : 3 * d; }
     if (vt_wanted(&a->d_wproj)) { w->keep = at; at += (ptrdiff_t)n * w->ld_keep; }
@@ -185,21 +234,27 @@ static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, 
     w->pt = at;
 }
 
-/* Queries and gradients of o of head h for tokens n0..n0+T: panels qt, gt and rows q, gr. */
-static void vt_load_head_panel(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, vt_heads_work *w,
-                               int32_t h, int32_t n0, int32_t T) {
-    const int32_t width = a->d, d = width / a->heads;
+/* Rows of ls * dy for tokens n0..n0+T, or dy itself. */
+static const float *vt_scaled_rows(const vt_attn_block_grad_args *a, const vt_heads_work *w, int32_t n0, int32_t T) {
+    const int32_t width = a->d;
     const float *dy = a->dy + (ptrdiff_t)n0 * width;
     int32_t t, c;
-    vt_load_panel(w->xt, T, a->x, width, n0, nm);
-    vt_head(s, w->qt, T, &a->wqkv, a->bqkv, h * d, d, w->xt, 1.0f / VT_SQRT((float)d));
-    if (w->g) {
-        for (t = 0; t < T; t++)
-            for (c = 0; c < width; c++) w->g[t * width + c] = dy[(ptrdiff_t)t * width + c] * a->ls[c];
-        dy = w->g;
-    }
+    if (!w->g) return dy;
+    for (t = 0; t < T; t++)
+        for (c = 0; c < width; c++) w->g[t * width + c] = dy[(ptrdiff_t)t * width + c] * a->ls[c];
+    return w->g;
+}
+
+/* Queries and gradients of o of head h for tokens n0..n0+T: panels qt, gt and rows q, gr. */
+static void vt_load_head_panel(const vt_attn_block_grad_args *a, const vt_step *s, const vt_head_source *src,
+                               vt_heads_work *w, int32_t h, int32_t n0, int32_t T) {
+    const int32_t width = a->d, d = width / a->heads;
+    vt_source_panel(src, n0, T);
+    vt_head(src, s, w->qt, T, h * d, 1.0f / VT_SQRT((float)d));
     vt_fill(w->gr, d * T, 0.0f);
-    vt_backward(s, w->gr, d, T, &a->wproj, 0, width, h * d, (h + 1) * d, dy, width, 1);
+    vt_backward(s, w->gr, d, T, &a->wproj, 0, width, h * d, (h + 1) * d, vt_scaled_rows(a, w, n0, T), width, 1);
+    if (w->proj.r)
+        vt_lora_spread(s, &w->proj, w->gr, d, T, h * d, (h + 1) * d, w->pg + (ptrdiff_t)n0 * w->proj.r);
     if (w->q != w->qt) {
         vt_panel_to_rows(w->q, d, w->qt, T, d);
         vt_rows_to_panel(w->gt, T, w->gr, d, d);
@@ -214,6 +269,7 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
     const float scale = 1.0f / VT_SQRT((float)d);
     float *dq = w->keep_dq ? w->dq + (ptrdiff_t)n0 * d : w->dq;
     const vt_queries u = {w->qt, w->gt, w->q, w->gr, d, d, m, l, delta, dq, d, w->need_o ? w->o : NULL, d};
+    const int32_t r = w->qkv.r, rp = w->proj.r;
     int32_t i, t, c;
     vt_fill(dq, d * T, 0.0f);
     if (w->need_o) vt_fill(w->o, d * T, 0.0f);
@@ -221,6 +277,8 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
     for (i = 0; i < d * T; i++) dq[i] = dq[i] * scale;
     if (w->need_norm)
         vt_backward(s, dln + (ptrdiff_t)n0 * width, width, T, &a->wqkv, h * d, (h + 1) * d, 0, width, dq, d, 1);
+    if (w->dlow) vt_lora_collect(s, &w->qkv, w->dlow + (ptrdiff_t)n0 * r, T, h * d, (h + 1) * d, dq, d);
+    if (w->db) vt_dense(s, w->db, r, d, r, T, dq, 1, d, w->low + (ptrdiff_t)n0 * r, r);
     if (w->bias)
         for (t = 0; t < T; t++)
             for (c = 0; c < d; c++) w->bias[c] += dq[t * d + c];
@@ -231,10 +289,16 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
             for (i = k0; i < k1; i++)
                 w->keep[(ptrdiff_t)(n0 + t) * w->ld_keep + i - k0] = w->o[t * d + (p->cols ? p->cols[i] : i) - h * d];
     }
+    if (w->da) vt_dense(s, w->da, d, rp, d, T, w->pg + (ptrdiff_t)n0 * rp, 1, rp, w->o, d);
+    if (dls || w->po) vt_rows_to_panel(w->qt, T, w->o, d, d);
+    if (rp && (dls || w->po)) vt_lora_down(s, &w->proj, w->lt, T, h * d, (h + 1) * d, w->qt);
+    if (w->po)
+        for (t = 0; t < T; t++)
+            for (i = 0; i < rp; i++) w->po[(ptrdiff_t)(n0 + t) * rp + i] += w->lt[i * T + t];
     if (dls) {                               /* z = this head's share of the projection, in xt */
-        vt_rows_to_panel(w->qt, T, w->o, d, d);
         vt_fill(w->xt, width * T, 0.0f);
         vt_forward(s, w->xt, T, &a->wproj, 0, width, h * d, (h + 1) * d, w->qt);
+        if (rp) vt_lora_up(s, &w->proj, w->xt, T, 0, width, w->lt);
         for (t = 0; t < T; t++)
             for (c = 0; c < width; c++)
                 dls[c] = VT_FMA(a->dy[(ptrdiff_t)(n0 + t) * width + c], w->xt[c * T + t], dls[c]);
@@ -265,20 +329,64 @@ static void vt_head_update(const vt_attn_block_grad_args *a, const vt_step *s, c
         if (i == 0 || w->B < n) vt_apply(s, &a->d_bqkv, i * width + h * d, w->bias + i * d, d);
         else vt_bias_gradient(s, &a->d_bqkv, i * width + h * d, g[i], d, n, d, NULL);
     }
+    for (i = 0; w->db && i < 3; i++) {
+        const ptrdiff_t size = (ptrdiff_t)d * w->qkv.r;
+        vt_apply(s, &a->d_qkv_b, (ptrdiff_t)(i * width + h * d) * w->qkv.r, w->db + i * size, (int32_t)size);
+    }
+    for (i = 0; w->da && i < w->proj.r; i++)
+        vt_apply(s, &a->d_proj_a, (ptrdiff_t)i * width + h * d, w->da + i * d, d);
+}
+
+/* Before the first head: low of all tokens, pg, and the sums over heads from 0. */
+static void vt_heads_low(const vt_attn_block_grad_args *a, const vt_step *s, const vt_head_source *src,
+                         vt_heads_work *w) {
+    const int32_t n = a->n, r = w->qkv.r, rp = w->proj.r;
+    int32_t n0, T;
+    if (r) vt_source_low(src, s, n);
+    if (w->dlow) vt_fill(w->dlow, n * r, 0.0f);
+    if (w->po) vt_fill(w->po, n * rp, 0.0f);
+    if (!rp) return;
+    vt_fill(w->pg, n * rp, 0.0f);
+    for (n0 = 0; n0 < n; n0 += T) {
+        T = vt_width(n - n0, a->rows);
+        vt_lora_collect(s, &w->proj, w->pg + (ptrdiff_t)n0 * rp, T, 0, a->d, vt_scaled_rows(a, w, n0, T), a->d);
+    }
+    vt_lora_scale(&w->proj, w->pg, n);
+}
+
+/* After the last head: the rest of the gradient of LN(x), then of the parameters that all heads share. */
+static void vt_heads_shared(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, vt_heads_work *w,
+                            float *dln) {
+    const vt_norm plain = {NULL, NULL, NULL, NULL};
+    const int32_t n = a->n, width = a->d, r = w->qkv.r, rp = w->proj.r;
+    const vt_part down = {a->qkv_a, NULL, NULL, r, width}, up = {a->proj_b, NULL, NULL, width, rp};
+    if (w->po)
+        vt_weight_gradient(s, &a->d_proj_b, &up, 0, width, 0, rp, a->dy, width, 1, n, w->po, rp, &plain, a->ls, NULL);
+    if (!w->dlow) return;
+    vt_lora_scale(&w->qkv, w->dlow, n);
+    if (dln) vt_lora_spread(s, &w->qkv, dln, width, n, 0, width, w->dlow);
+    if (vt_wanted(&a->d_qkv_a))
+        vt_weight_gradient(s, &a->d_qkv_a, &down, 0, r, 0, width, w->dlow, r, 1, n, a->x, width, nm, NULL, w->stage);
 }
 
 static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, float *dln,
                                   float *dls, float *at) {
     const int32_t n = a->n, width = a->d, d = width / a->heads;
     vt_heads_work w;
-    vt_head_source src = {a->x, nm, &a->wqkv, a->bqkv, width, d, a->rows, NULL, NULL};
+    vt_head_source src = {a->x, nm, &a->wqkv, a->bqkv, width, d, a->rows, NULL, NULL,
+                          {a->qkv_a, a->qkv_b, a->qkv_rank, width, a->qkv_scale}, NULL, NULL};
     int32_t h, k0, k1, n0, T, i, c;
-    vt_heads_layout(a, &w, dls, at);
     w.need_norm = dln != NULL;
+    vt_heads_layout(a, &w, dls, at);
     src.xt = w.xt;
     src.out = w.qt;
+    src.low = w.low;
+    src.lt = w.lt;
+    vt_heads_low(a, s, &src, &w);
     for (h = 0; h < a->heads; h++) {
         if (w.bias) vt_fill(w.bias, w.B < n ? 3 * d : d, 0.0f);
+        if (w.db) vt_fill(w.db, 3 * d * w.qkv.r, 0.0f);
+        if (w.da) vt_fill(w.da, w.proj.r * d, 0.0f);
         if (w.B < n) {                       /* first pass: maxima, sums, deltas of all queries */
             vt_fill(w.m, n, vt_minus_infinity());
             vt_fill(w.l, 2 * n, 0.0f);
@@ -288,7 +396,7 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
                 vt_keys_values(&src, s, h, k0, k1, w.K, V, NULL, d);
                 for (n0 = 0; n0 < n; n0 += T) {
                     T = vt_width(n - n0, a->rows);
-                    vt_load_head_panel(a, s, nm, &w, h, n0, T);
+                    vt_load_head_panel(a, s, &src, &w, h, n0, T);
                     vt_attend_measure(s, w.K, d, V, d, k1 - k0, w.qt, w.gt, T, d, w.m + n0, w.l + n0, w.delta + n0,
                                       w.st, w.pt);
                 }
@@ -303,7 +411,7 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
                 float mt[16], lt[16], dt[16], *m = w.m ? w.m + n0 : mt, *l = w.m ? w.l + n0 : lt;
                 float *delta = w.m ? w.delta + n0 : dt;
                 T = vt_width(n - n0, a->rows);
-                vt_load_head_panel(a, s, nm, &w, h, n0, T);
+                vt_load_head_panel(a, s, &src, &w, h, n0, T);
                 if (!w.m) {
                     vt_fill(m, T, vt_minus_infinity());
                     vt_fill(l, T, 0.0f);
@@ -317,6 +425,12 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
                 for (i = 1; i < 3; i++)
                     vt_backward(s, dln + (ptrdiff_t)k0 * width, width, k1 - k0, &a->wqkv, i * width + h * d,
                                 i * width + (h + 1) * d, 0, width, i == 1 ? w.dK : w.dV, d, 1);
+            for (i = 1; i < 3; i++) {
+                const float *g = i == 1 ? w.dK : w.dV;
+                const int32_t r = w.qkv.r, o0 = i * width + h * d;
+                if (w.dlow) vt_lora_collect(s, &w.qkv, w.dlow + (ptrdiff_t)k0 * r, k1 - k0, o0, o0 + d, g, d);
+                if (w.db) vt_dense(s, w.db + i * d * r, r, d, r, k1 - k0, g, 1, d, w.low + (ptrdiff_t)k0 * r, r);
+            }
             if (w.bias && w.B < n)
                 for (i = 0; i < k1 - k0; i++)
                     for (c = 0; c < d; c++) {
@@ -326,6 +440,7 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
         }
         vt_head_update(a, s, nm, &w, h);
     }
+    vt_heads_shared(a, s, nm, &w, dln);
 }
 
 /* Gradients of attn_block; everything inside is computed again from x. d_x is made from the weights as they were:
@@ -355,7 +470,8 @@ void vt_attn_block_grad(const vt_attn_block_grad_args *a, const vt_step *s) {
         if (!dln) { dln = at; at += (ptrdiff_t)n * width; }
         for (i = 0; i < n; i++) vt_fill(dln + (ptrdiff_t)i * width, width, 0.0f);
     }
-    if (dln || dls || vt_wanted(&a->d_wqkv) || vt_wanted(&a->d_bqkv) || vt_wanted(&a->d_wproj)) {
+    if (dln || dls || vt_wanted(&a->d_wqkv) || vt_wanted(&a->d_bqkv) || vt_wanted(&a->d_wproj) ||
+        vt_wanted(&a->d_qkv_a) || vt_wanted(&a->d_qkv_b) || vt_wanted(&a->d_proj_a) || vt_wanted(&a->d_proj_b)) {
         if (a->q_rows == 1) vt_attn_row_grad(a, s, nm.mean, rstd, dln, dls, at);
         else vt_all_heads_backward(a, s, &nm, dln, dls, at);
     }
