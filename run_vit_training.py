@@ -71,8 +71,7 @@ def run(config: RunConfig, console: Console) -> Path:
     def say(text: str) -> None:
         console.print(f"[dim]{time.perf_counter() - start:6.1f} s[/]  {text}", highlight=False)
 
-    folder = RunFolder.open(config.output.dir, config.run_name)
-    folder.write_text("config.yaml", config.to_yaml())
+    folder = RunFolder.open(config.output.dir, config.run_name, config.to_yaml())
 
     say(f"model {config.model.name}, weights {config.model.weights}")
     model = build_model(config.model)

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from safetensors.numpy import save_file
 from torch import nn
 
 from compilation.capture import InputSpec
@@ -30,6 +32,8 @@ what to train (--train, may be repeated; the default trains biases, norms and th
 examples
   python -m compilation vit_small_patch16_224 --budget 2mb --img_size 224 --classes 10 --output build/vit
   python -m compilation my_models:make_mixer --input 3,32,32 --train '*' --output build/mixer
+
+then: python -m runtime build/vit        emits the C code, builds it, runs and measures it
 
 exit status: 0 written, 1 refused, 2 the budget cannot be met
 """
@@ -48,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
                    help="what to train; may be repeated")
     p.add_argument("--plan", type=Path, help="update plan file (YAML or JSON)")
     p.add_argument("--momentum", type=float, default=0.0, help="of SGD; doubles the RAM of trained weights when not 0")
-    p.add_argument("--output", type=Path, default=Path("build/step"), help="folder for program.txt, program.json")
+    p.add_argument("--output", type=Path, default=Path("build/step"), help="folder for program.txt, program.json and values.safetensors")
     return p
 
 
@@ -119,6 +123,7 @@ def compile_to(args: argparse.Namespace) -> Compiled:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "program.txt").write_text(compiled.program.text())
     (args.output / "program.json").write_text(compiled.program.to_json())
+    save_file({n: np.ascontiguousarray(v) for n, v in compiled.values.items()}, args.output / "values.safetensors")
     return compiled
 
 
@@ -141,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
           f"multiply-accumulates {compiled.macs:,} a step "
           f"({compiled.macs / max(compiled.macs_without_recompute, 1):.2f} x without recomputation)\n"
           f"trained parameters {compiled.trained_parameters:,}\nschedule: {compiled.schedule}\n"
-          f"written: {args.output}")
+          f"written: {args.output} (python -m runtime {args.output} emits and runs the C code)")
     return 0
 
 

@@ -7,19 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from safetensors.numpy import load_file
 
 from compilation.program import Program
-from runtime.codegen.generate import STACK_BYTES
+from runtime.codegen.generate import STACK_BYTES, generate
 from runtime.errors import ReportError, RuntimeStageError
 from runtime.simulator import Measured, Simulator
 from runtime.toolchain import Build, available_builds
 from runtime.validate import RecordedRun, Validation, replay
 
 EPILOG = """\
-what it does
+what it does (a folder of `python -m compilation` has no recorded run: its C is emitted, built and measured)
   1. builds RUN_FOLDER/c for this machine (with guard bytes around every block of memory) and for a bare Cortex-M7
   2. measures RAM, flash, stack and multiply-accumulates on a real step, and compares with program.json
   3. replays trace.safetensors: every loss and every trained weight against float64 PyTorch
@@ -49,19 +51,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def load(folder: Path) -> tuple[Program, RecordedRun]:
-    """Program and trace of a run folder. Raises ReportError naming what is missing."""
-    for name in ("program.json", "trace.safetensors", "c/vit_train.c"):
+def load(folder: Path) -> tuple[Program, RecordedRun | None]:
+    """Program and trace of a run folder; of a folder that `python -m compilation` wrote, the C is emitted first.
+
+    Raises ReportError naming what is missing.
+    """
+    if not (folder / "program.json").is_file():
+        raise ReportError(f"{folder} is no run folder: program.json is missing (run_vit_training.py and "
+                          "python -m compilation write one)")
+    compiled = (folder / "values.safetensors").is_file()
+    for name in () if compiled else ("trace.safetensors", "c/vit_train.c"):
         if not (folder / name).is_file():
             raise ReportError(f"{folder} is no run folder: {name} is missing (run_vit_training.py writes one)")
     from algorithm.training.trace import Trace  # PyTorch: only where it is needed
     try:
-        return Program.from_json((folder / "program.json").read_text()), Trace.load(folder / "trace.safetensors")
+        program = Program.from_json((folder / "program.json").read_text())
+        if compiled:
+            generate(program, load_file(folder / "values.safetensors"), folder / "c")
+        trace = folder / "trace.safetensors"
+        return program, Trace.load(trace) if trace.is_file() else None
     except (ValueError, KeyError, TypeError) as error:
         raise ReportError(f"{folder} is damaged: {error}") from None
 
 
-def figures(program: Program, m: Measured, v: Validation) -> Table:
+def figures(program: Program, m: Measured, v: Validation | None) -> Table:
     """Measured figures and errors."""
     table = Table(show_header=False)
     planned = program.arena_bytes
@@ -70,6 +83,8 @@ def figures(program: Program, m: Measured, v: Validation) -> Table:
                   style=None if planned == m.arena_bytes else "red")
     table.add_row("flash", f"{m.flash_bytes:,} bytes")
     table.add_row("multiply-accumulates", f"{m.macs:,} a step, {m.predict_macs:,} a prediction")
+    if v is None:
+        return table
     table.add_row("loss error", f"{v.loss_max_rel_error:.2e} (float32 PyTorch {v.loss_max_rel_error_float32:.2e})")
     if v.tensors:
         table.add_row("weight error", f"{v.weight_max_abs_error:.2e} (float32 PyTorch "
@@ -100,6 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.perf_counter()
         with Simulator(options.folder / "c", program, build) as simulator:
             console.print(f"built in {time.perf_counter() - start:.1f} s")
+            if trace is None:
+                shape = simulator.interface.image.shape
+                image = np.random.default_rng(0).integers(0, 256, shape)
+                console.print(figures(program, simulator.measure(image.astype(
+                    {"u8": np.uint8, "f32": np.float32}[simulator.interface.image.dtype])), None))
+                console.print(f"C code in {options.folder / 'c'}; no recorded run here to compare with")
+                return 0
             measured = simulator.measure(trace.images[0], int(trace.labels[0]))
             columns = (TextColumn("replaying the trace"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Progress(*columns, console=console, transient=True) as bar:

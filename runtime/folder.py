@@ -21,16 +21,21 @@ class RunFolder:
     final: Path
 
     @staticmethod
-    def open(parent: str | Path, name: str) -> RunFolder:
-        """Raises ReportError when the folder cannot be written."""
+    def open(parent: str | Path, name: str, config: str) -> RunFolder:
+        """config: the resolved configuration as text; a stopped run with another one is not resumed but dropped.
+
+        Raises ReportError when the folder cannot be written.
+        """
         safe = name.replace("/", "-")
         final = Path(parent) / safe
         path = final.with_name(f".{safe}.partial")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
-            probe.write_text("")
-            probe.unlink()
+            known = path / "config.yaml"
+            if known.is_file() and known.read_text() != config:
+                shutil.rmtree(path)
+                path.mkdir()
+            known.write_text(config)
         except OSError as error:
             raise ReportError(f"the output folder {parent} cannot be written ({error.strerror}): "
                               "choose another with --output") from None

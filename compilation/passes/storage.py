@@ -61,9 +61,10 @@ def tune(program: Program, capacity: int | None) -> int:
     """
     live = live_bytes(program, lifetimes(program))
     for i, call in enumerate(program.calls):
-        if call.op not in REGISTRY:
-            continue
-        options = kernel_settings(program, call)
+        if call.op in REGISTRY:
+            options = kernel_settings(program, call)
+        else:           # the long tail has no settings, only its work memory
+            options = [({}, padded(int(call.attrs["work_bytes"])))] if call.attrs.get("work_bytes") else []
         if not options:
             continue
         room = None if capacity is None else capacity - live[i]

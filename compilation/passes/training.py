@@ -91,20 +91,24 @@ def add_updates(program: Program, backward: list[Call], gradients: dict[str, str
     """Append the backward calls, each wanted gradient followed at once by its update.
 
     A gradient that one gradient operation makes and nothing else reads is applied inside that operation
-    (`Call.updates`), so that it never exists as a tensor; any other gets an `sgd` call.
+    (`Call.updates`), so that it never exists as a tensor; any other gets an `sgd` call, after the last reader of
+    the weight.
     """
     program.calls += backward
     uses, made = use_counts(program), producers(program)
     for parameter, gradient in gradients.items():
         call = made[gradient]
         slot = next(s for s, t in call.outputs.items() if t == gradient)
-        if uses[gradient] == 0 and slot.startswith("d_"):
+        last = max((c for c in program.calls if parameter in c.inputs.values()), key=program.calls.index)
+        if program.calls.index(last) < program.calls.index(call):
+            last = call
+        if uses[gradient] == 0 and slot.startswith("d_") and last is call:
             del call.outputs[slot], program.tensors[gradient]
             call.updates.append(slot.removeprefix("d_"))
             call.inputs.setdefault(slot.removeprefix("d_"), parameter)
         else:
             update = Call("sgd", {"p": parameter, "g": gradient}, {}, {}, updates=["p"], where=call.where)
-            program.calls.insert(program.calls.index(call) + 1, update)
+            program.calls.insert(program.calls.index(last) + 1, update)
     _shape_partial_gradients(program)
 
 

@@ -97,20 +97,16 @@ class _Reader:
         self.program, self.adjoint = program, adjoint
         self.names: dict[Any, Any] = {}       # Relax variable -> tensor name, or list of names (tuple)
         self.calls: list[Call] = []
-        self.forward = iter(calls)
-        self.n_forward = len(calls)
+        self.forward = {f"call{i}": c for i, c in enumerate(calls)}
         for var, name in zip(adjoint.params, inputs, strict=True):
             self.names[var] = name
 
     def read(self, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
         bindings = [b for block in self.adjoint.body.blocks for b in block.bindings]
-        seen = 0
         for b in bindings:
-            is_forward = seen < self.n_forward and str(b.var.name).startswith("call")
-            if is_forward:
-                result, = next(self.forward).outputs.values()
-                self.names[b.var] = result
-                seen += 1
+            forward = self.forward.get(str(b.var.name))
+            if forward:
+                self.names[b.var], = forward.outputs.values()
             else:
                 self.names[b.var] = self._bind(b.value)
         gradients = self.adjoint.body.body.fields[1]

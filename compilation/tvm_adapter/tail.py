@@ -149,7 +149,9 @@ class _Writer:
             self._statement(s.body, depth + 1)
             self.lines.append(pad + "}")
         elif kind == "IfThenElse":
-            self.lines.append(f"{pad}if ({self._expr(s.condition)}) {{")
+            condition = self._expr(s.condition)
+            bare = type(s.condition).__name__ in BINARY       # already in parentheses
+            self.lines.append(f"{pad}if {condition} {{" if bare else f"{pad}if ({condition}) {{")
             self._statement(s.then_case, depth + 1)
             if s.else_case is not None:
                 self.lines.append(pad + "} else {")

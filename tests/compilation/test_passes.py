@@ -1,0 +1,186 @@
+"""Passes over the Program: streaming, narrowing, checkpoints, storage, verification, budgets, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compilation.capture import InputSpec, capture
+from compilation.cost import total_macs
+from compilation.errors import BudgetError, CaptureError, UnsupportedOperationError, VerificationError
+from compilation.memory.liveness import lifetimes, live_bytes, lower_bound
+from compilation.memory.validate import check_program_memory
+from compilation.passes.narrow import narrow_rows
+from compilation.passes.streams import form_streams
+from compilation.passes.training import Selection
+from compilation.pipeline import Compiler
+from compilation.program import Program, Role
+from compilation.scheduling import clone
+from compilation.verify import verify
+from tests.compilation.models import IMAGE
+from tests.compilation.test_gradients import vit
+
+DEPTH = 4
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Compiler:
+    return Compiler(vit(depth=DEPTH), IMAGE)
+
+
+def biases(compiler: Compiler) -> dict[str, Selection]:
+    return {n: "all" for n in compiler.shapes if "bias" in n or "norm" in n or "head" in n}
+
+
+def test_the_import_is_fine_grained_and_complete(compiler: Compiler) -> None:
+    ops = [c.op for c in compiler.forward.calls]
+    assert ops[0] == "patch_embed" and ops[-1] == "linear"
+    assert ops.count("attention") == DEPTH and ops.count("linear") == 4 * DEPTH + 1
+    assert not [o for o in ops if o.startswith("relax:")]
+    assert {"prefix", "pos", "b"} <= compiler.forward.calls[0].inputs.keys()
+
+
+def test_chains_are_streamed_by_their_readers(compiler: Compiler) -> None:
+    program = clone(compiler.forward)
+    assert form_streams(program) == 2 * DEPTH
+    assert [c.op for c in program.calls if "block" in c.op] == ["attn_block", "mlp_block"] * DEPTH
+    verify(program, "streams")
+    spied = clone(compiler.forward)
+    hidden = next(c for c in spied.calls if c.op == "gelu").outputs["y"]
+    spied.meta["logits"] = hidden                     # somebody else reads the hidden layer: it has to exist
+    assert form_streams(spied) == 2 * DEPTH - 1
+
+
+def test_only_the_class_token_is_computed_behind_the_last_attention(compiler: Compiler) -> None:
+    program = clone(compiler.forward)
+    form_streams(program)
+    narrow_rows(program)
+    verify(program, "narrow")
+    attention = [c for c in program.calls if c.op == "attn_block"]
+    assert [c.attrs["q_rows"] for c in attention] == [17] * (DEPTH - 1) + [1]
+    behind = program.calls[program.calls.index(attention[-1]):]
+    assert all(program.tensors[t].shape[0] == 1 for c in behind for t in c.outputs.values())
+
+
+def test_more_checkpoints_mean_less_work_and_more_memory(compiler: Compiler) -> None:
+    planner = compiler.planner(biases(compiler))
+    steps = [planner.at(0, slots, 0, None) for slots in range(2 * DEPTH)]
+    macs = [s.macs for s in steps]
+    assert macs == sorted(macs, reverse=True) and macs[0] > macs[-1]
+    assert all(total_macs(s.program) == s.macs for s in steps)
+    assert steps[0].peak < steps[-1].peak
+
+
+def test_every_budget_is_kept_and_spent_on_speed(compiler: Compiler) -> None:
+    plan = biases(compiler)
+    least = compiler.smallest_ram(plan)
+    macs = []
+    for budget in range(least, 4 * least, least // 3):
+        compiled = compiler.compile(plan, budget)
+        assert compiled.memory.total <= budget
+        assert compiled.memory.arena == lower_bound(compiled.program) == max(live_bytes(compiled.program))
+        check_program_memory(compiled.program, budget)
+        macs.append(compiled.macs)
+    assert macs[-1] <= macs[0]
+    assert compiler.compile(plan).macs == min(compiler.compile(plan).macs_without_recompute, *macs)
+
+
+def test_a_budget_below_the_smallest_is_refused_with_figures(compiler: Compiler) -> None:
+    plan = biases(compiler)
+    least = compiler.smallest_ram(plan)
+    with pytest.raises(BudgetError, match="attn_block_grad") as caught:
+        compiler.compile(plan, least - 4)
+    assert caught.value.smallest == least
+    assert compiler.compile(plan, least).memory.total <= least
+
+
+def test_less_recomputation_needs_no_less_memory(compiler: Compiler) -> None:
+    planner = compiler.planner(biases(compiler))
+    free, bounded = planner.smallest(), planner.smallest(1.5)
+    assert free.ram <= bounded.ram
+    assert bounded.macs <= 1.5 * planner.unconstrained().macs
+
+
+def test_programs_survive_json(compiler: Compiler) -> None:
+    program = compiler.compile(biases(compiler), 60_000).program
+    again = Program.from_json(program.to_json())
+    assert again.text() == program.text()
+    assert again.arena_bytes == program.arena_bytes
+    assert lifetimes(again) == lifetimes(program)
+
+
+def spoil(program: Program, kind: str) -> None:
+    calls = program.calls
+    if kind == "before any call makes it":
+        calls.insert(0, calls.pop(next(i for i, c in enumerate(calls) if c.op == "mlp_block")))
+    elif kind == "a second time":
+        calls.append(calls[-1].__class__(**calls[1].__dict__))
+    elif kind == "unknown tensor":
+        calls[2].inputs["x"] = "nowhere"
+    elif kind == "took over":
+        call = next(c for c in calls if c.op == "mlp_block")
+        program.tensors[call.outputs["y"]].alias = call.inputs["x"]
+        again = calls[0].__class__("layer_norm", {"x": call.inputs["x"]}, {"y": "late"}, {"eps": 1e-6, "rows": 1})
+        program.tensors["late"] = calls[0].__class__ and program.tensors[call.outputs["y"]].__class__(
+            "late", program.tensors[call.outputs["y"]].shape, "f32", Role.ACTIVATION)
+        calls.insert(calls.index(call) + 1, again)
+    elif kind == "updated it":
+        update = next(c for c in calls if c.updates)
+        calls.remove(update)
+        calls.insert(1, update)
+
+
+@pytest.mark.parametrize("kind", ["before any call makes it", "a second time", "unknown tensor", "took over"])
+def test_the_verifier_sees_what_is_wrong(compiler: Compiler, kind: str) -> None:
+    program = clone(compiler.forward)
+    form_streams(program)
+    verify(program, "streams")
+    spoil(program, kind)
+    with pytest.raises(VerificationError, match=kind):
+        verify(program, "spoiling")
+
+
+def test_a_weight_is_not_read_after_its_update(compiler: Compiler) -> None:
+    program = compiler.compile(biases(compiler), compiler.smallest_ram(biases(compiler)) * 2).program
+    calls = program.calls
+    update = next(i for i, c in enumerate(calls) if c.op == "linear_grad" and c.updates)
+    reader = next(c for c in calls if c.op == "linear" and c.inputs.get("b") == calls[update].inputs["b"])
+    calls.remove(reader)
+    with pytest.raises(VerificationError, match="updated it|makes it"):
+        calls.insert(update, reader)
+        verify(program, "spoiling")
+
+
+class Sorts(nn.Module):
+    """A layer whose operation nobody imports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), Fourier())
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x).mean(1))
+
+
+class Fourier(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).real
+
+
+def test_what_cannot_be_compiled_is_refused_with_its_module_path() -> None:
+    with pytest.raises(UnsupportedOperationError, match=r"fft.*inner\.1"):
+        Compiler(Sorts().eval(), InputSpec((4, 6)))
+
+
+def test_unsound_models_are_refused() -> None:
+    model = vit()
+    with pytest.raises(CaptureError, match="eval"):
+        capture(model.train(), IMAGE)
+    model.eval()
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n == "blocks.0.norm1.bias")[3] = np.nan
+    with pytest.raises(CaptureError, match=r"blocks\.0\.norm1\.bias"):
+        capture(model, IMAGE)
