@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
                    help="what to train; may be repeated")
     p.add_argument("--plan", type=Path, help="update plan file (YAML or JSON)")
     p.add_argument("--momentum", type=float, default=0.0, help="of SGD; doubles the RAM of trained weights when not 0")
-    p.add_argument("--output", type=Path, default=Path("build/step"), help="folder for program.txt, program.json and values.safetensors")
+    p.add_argument("--output", type=Path, default=Path("build/step"),
+                   help="folder for program.txt, program.json and values.safetensors")
     return p
 
 
