@@ -36,9 +36,14 @@ PLANS: dict[str, dict[str, Any]] = {
                           "weight_update_ratio": 0.25, "weight_select_axis": "rows"},
     "Gram only": {"n_bias_update": 0, "layer_norm": False, "bias": False, "vit_layer_types": [], "n_gram_update": "all"},
     "LoRA": {"n_bias_update": 0, "vit_layer_types": [], "n_lora_update": "all"},
+    "LoRA on every linear, with all else": {"enable_backward_config": False},
     "head only": {"n_bias_update": 0},
 }
-MODELS: dict[str, dict[str, Any]] = {"LoRA": {"lora": {"enabled": True, "rank": 4, "alpha": 6.0}}}
+MODELS: dict[str, dict[str, Any]] = {
+    "LoRA": {"lora": {"enabled": True, "rank": 4, "alpha": 6.0}},
+    "LoRA on every linear, with all else": {"lora": {"enabled": True, "rank": 4, "alpha": 2.0, "targets": [
+        "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]}},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -139,8 +139,6 @@ class Matcher:
         first, second = self._layer(act.inputs["x"]), self._layer_below(act.outputs["y"])
         if first is None or second is None or self.uses[act.inputs["x"]] != 1:
             return None
-        if "a" in first.inputs or "a" in second.inputs:
-            return None
         chain = Chain("mlp_block", [*first.calls, act, *second.calls], where=first.calls[0].where.rsplit(".", 1)[0])
         one, two = first.slots("w1", "b1", "fc1"), second.slots("w2", "b2", "fc2")
         chain.attrs |= {"act": ACTIVATIONS[act.op](act), **one[1], **two[1]}

@@ -9,9 +9,13 @@ static void vt_lora_product(const vt_step *s, float *y, ptrdiff_t ldy, int32_t m
     vt_multiply(y, ldy, NULL, 0, NULL, 0, m, n, &p);
 }
 
+void vt_lora_more(const vt_step *s, const vt_lora *l, float *low, int32_t T, int32_t c0, int32_t c1, const float *x) {
+    vt_lora_product(s, low, T, l->r, T, c1 - c0, l->a + c0, l->c, 1, x, T);
+}
+
 void vt_lora_down(const vt_step *s, const vt_lora *l, float *low, int32_t T, int32_t c0, int32_t c1, const float *x) {
     vt_fill(low, l->r * T, 0.0f);
-    vt_lora_product(s, low, T, l->r, T, c1 - c0, l->a + c0, l->c, 1, x, T);
+    vt_lora_more(s, l, low, T, c0, c1, x);
     vt_lora_scale(l, low, T);
 }
 

@@ -15,10 +15,13 @@ typedef struct {
 /* low (r, T) = scale * A[:, c0..c1] x, x (c1 - c0, T) a panel. */
 void vt_lora_down(const vt_step *s, const vt_lora *l, float *low, int32_t T, int32_t c0, int32_t c1, const float *x);
 
+/* low (r, T) += A[:, c0..c1] x. Not scaled, so that it can collect: see vt_lora_scale. */
+void vt_lora_more(const vt_step *s, const vt_lora *l, float *low, int32_t T, int32_t c0, int32_t c1, const float *x);
+
 /* y (o1 - o0, T) += B[o0..o1] low, low (r, T) a panel. */
 void vt_lora_up(const vt_step *s, const vt_lora *l, float *y, int32_t T, int32_t o0, int32_t o1, const float *low);
 
-/* low (n, r) += g B[o0..o1], g (n, o1 - o0; ld ldg) rows. Not scaled, so that it can collect: see vt_lora_scale. */
+/* low (n, r) += g B[o0..o1], g (n, o1 - o0; ld ldg) rows. Not scaled either. */
 void vt_lora_collect(const vt_step *s, const vt_lora *l, float *low, int32_t n, int32_t o0, int32_t o1, const float *g,
                      ptrdiff_t ldg);
 
@@ -26,7 +29,7 @@ void vt_lora_collect(const vt_step *s, const vt_lora *l, float *low, int32_t n, 
 void vt_lora_spread(const vt_step *s, const vt_lora *l, float *y, ptrdiff_t ldy, int32_t n, int32_t c0, int32_t c1,
                     const float *low);
 
-/* low (n, r) rows times the scale. */
+/* low, n tokens as rows or as a panel, times the scale. */
 VT_INLINE void vt_lora_scale(const vt_lora *l, float *low, int32_t n) {
     int32_t i;
     for (i = 0; i < n * l->r; i++) low[i] = low[i] * l->scale;

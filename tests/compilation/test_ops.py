@@ -46,7 +46,9 @@ def _residual(i: Tensors, a: dict[str, Any], z: torch.Tensor) -> torch.Tensor:
 
 def _mlp(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
     act: Callable[[torch.Tensor], torch.Tensor] = [F.gelu, partial(F.gelu, approximate="tanh"), F.relu][a["act"]]
-    return _residual(i, a, F.linear(act(F.linear(_norm(i, a), i["w1"], i.get("b1"))), i["w2"], i.get("b2")))
+    u = _norm(i, a)
+    h = act(F.linear(u, i["w1"], i.get("b1")) + _lora(i, a, "fc1", u))
+    return _residual(i, a, F.linear(h, i["w2"], i.get("b2")) + _lora(i, a, "fc2", h))
 
 
 def _lora(i: Tensors, a: dict[str, Any], name: str, x: torch.Tensor) -> torch.Tensor | float:
