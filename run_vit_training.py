@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +36,7 @@ from algorithm.training.checkpoint import save_model
 from algorithm.training.progress import progress
 from compilation.capture import InputSpec
 from compilation.errors import BudgetError, CompilationError
+from compilation.frontier import Point, pareto_front, points
 from compilation.pipeline import Compiled, Compiler
 from runtime.codegen.generate import generate
 from runtime.errors import RuntimeStageError
@@ -116,7 +118,7 @@ def run(config: RunConfig, console: Console) -> Path:
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
         plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule,
-        frontier(found, compiled, budget))
+        frontier(found, plan, compiler, compiled, config.train.momentum))
     write_report(folder.path, report, Console())
     done = folder.finish()
     say(f"report: {done / 'report.html'}")
@@ -162,10 +164,17 @@ def train_model(model: object, plan: UpdatePlan, data: Dataset, config: RunConfi
     return [float(v) for v in result.losses]
 
 
-def frontier(found: SearchResult, compiled: Compiled, budget: int) -> list[dict[str, object]]:
-    """The plans that were considered, for the report's picture."""
-    return [{"ram_bytes": c.bytes, "macs": compiled.macs, "trained_parameters": c.trained_parameters,
-             "label": c.plan.describe(), "chosen": c is found.best} for c in found.tried if c.bytes]
+def frontier(found: SearchResult, plan: UpdatePlan, compiler: Compiler, compiled: Compiled,
+             momentum: float) -> list[dict[str, object]]:
+    """The Pareto front RAM x multiply-accumulates x trained parameters over the plans considered, for the report."""
+    def of(candidate: UpdatePlan, trained: int, count: int) -> list[Point]:
+        return list(points(compiler.planner(selections(candidate), momentum), trained, candidate.describe(), count))
+
+    others = [c for c in found.tried if c.bytes and c.plan is not plan][-4:]
+    candidates = [p for c in others for p in of(c.plan, c.trained_parameters, 2)]
+    candidates += of(plan, compiled.trained_parameters, 6)
+    chosen = Point(compiled.memory.total, compiled.macs, compiled.trained_parameters, plan.describe(), chosen=True)
+    return [asdict(p) for p in pareto_front([*candidates, chosen])]
 
 
 if __name__ == "__main__":
