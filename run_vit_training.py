@@ -68,12 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig, console: Console) -> Path:
     """The whole road; returns the run folder."""
+    with RunFolder.open(config.output.dir, config.run_name, config.to_yaml()) as folder:
+        return walk(config, folder, console)
+
+
+def walk(config: RunConfig, folder: RunFolder, console: Console) -> Path:
+    """One call a stage."""
     start = time.perf_counter()
 
     def say(text: str) -> None:
         console.print(f"[dim]{time.perf_counter() - start:6.1f} s[/]  {text}", highlight=False)
-
-    folder = RunFolder.open(config.output.dir, config.run_name, config.to_yaml())
 
     say(f"model {config.model.name}, weights {config.model.weights}")
     model = build_model(config.model)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import run_vit_training
 from algorithm import UpdatePlan, build_model, record_trace, resolve_plan
@@ -95,6 +96,7 @@ def test_c_is_as_close_to_float64_as_float32_pytorch_is(name: str, budget: str |
     assert measured.arena_bytes == compiled.memory.arena
     assert measured.ram_bytes == compiled.memory.total
     assert compiled.memory.arena == compiled.bound
+    assert measured.flash_bytes - measured.code_bytes <= compiled.memory.flash < measured.flash_bytes
     assert measured.macs == compiled.macs
 
 
@@ -151,3 +153,46 @@ def test_an_impossible_budget_ends_with_the_smallest_figure(tmp_path: Path, caps
     message = capsys.readouterr().err
     assert "needs at least" in message and "bytes live" in message
     assert not (tmp_path / "latest").exists()
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """What goes wrong -> (arguments, what the one line of the error says)."""
+    empty, corrupt = tmp_path / "empty", tmp_path / "corrupt"
+    for folder in (root / split / kind for root in (empty, corrupt) for split in ("train", "val") for kind in "ab"):
+        folder.mkdir(parents=True)
+        if corrupt in folder.parents:
+            (folder / "broken.png").write_bytes(b"no image")
+    taken = tmp_path / "taken"
+    taken.write_text("a file where the output folder should be")
+    weights = tmp_path / "nan.safetensors"
+    state = {n: v.clone() for n, v in small_model(gram={"enabled": False}).state_dict().items()}
+    state["blocks.0.norm1.bias"][0] = float("nan")
+    save_file(state, weights)
+    return {
+        "unknown key": (["train.learning_rate=1"], "learning_rate"),
+        "empty folder": (["--data_root", str(empty)], "no image"),
+        "corrupt image": (["--data_root", str(corrupt)], "broken.png"),
+        "label out of range": (["--num_classes", "3"], "label"),
+        "NaN in the weights": (["--weights", str(weights), "model.gram.enabled=false"], "blocks.0.norm1.bias"),
+        "unwritable output": (["--output", str(taken)], "taken"),
+    }
+
+
+@pytest.mark.parametrize("name", ["unknown key", "empty folder", "corrupt image", "label out of range", "NaN in the weights",
+                                  "unwritable output"])
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, text = bad_inputs(tmp_path)[name]
+    small = ["--data", "digits", "--name", "bad", "model.name=vit_tiny_patch16_224", "model.img_size=32",
+             "model.patch_size=8", "model.weights=none", "model.num_classes=10", "model.extra={embed_dim: 48, depth: 3, num_heads: 3}",
+             "data.images_per_class=1", "data.test_images=10"]
+    if "--data_root" in arguments:
+        small = small[2:]
+    given = {a.partition("=")[0] for a in arguments} | {"model.weights" if "--weights" in arguments else "",
+                                                         "model.num_classes" if "--num_classes" in arguments else ""}
+    runs = tmp_path / "runs"
+    out = [] if "--output" in arguments else ["--output", str(runs)]
+    assert run_vit_training.main([*(a for a in small if a.partition("=")[0] not in given), *out, *arguments]) == 1
+    message = capsys.readouterr().err
+    error = [line for line in message.splitlines() if "error:" in line]
+    assert len(error) == 1 and text in error[0], message
+    assert not runs.exists() or list(runs.iterdir()) == []

@@ -9,6 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from runtime.errors import ReportError
 
@@ -40,6 +41,14 @@ class RunFolder:
             raise ReportError(f"the output folder {parent} cannot be written ({error.strerror}): "
                               "choose another with --output") from None
         return RunFolder(path, final)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """A refused run leaves nothing behind; one that was stopped while training can be resumed."""
+        if self.path.exists() and not (self.path / "training.safetensors").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> None:
         (self.path / name).write_text(text)
