@@ -183,7 +183,8 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, text = bad_inputs(tmp_path)[name]
     small = ["--data", "digits", "--name", "bad", "model.name=vit_tiny_patch16_224", "model.img_size=32",
-             "model.patch_size=8", "model.weights=none", "model.num_classes=10", "model.extra={embed_dim: 48, depth: 3, num_heads: 3}",
+             "model.patch_size=8", "model.weights=none", "model.num_classes=10",
+             "model.extra={embed_dim: 48, depth: 3, num_heads: 3}",
              "data.images_per_class=1", "data.test_images=10"]
     if "--data_root" in arguments:
         small = small[2:]
