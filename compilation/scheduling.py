@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 from compilation.cost import call_macs, fixed_bytes, total_macs
 from compilation.memory.liveness import lifetimes, live_bytes
@@ -27,6 +28,9 @@ from compilation.passes.training import (
 from compilation.program import Call, Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
+
+
+STRIDES = (1, 2)    # gradients in a row after one recomputation (see passes/checkpoints.py)
 
 
 @dataclass
@@ -52,13 +56,13 @@ class Structure:
     program: Program
     chain: Chain
     label: str
-    cache: dict[tuple[int, int], Program] = field(default_factory=dict)
+    cache: dict[tuple[int, int, int], Program] = field(default_factory=dict)
 
-    def emit(self, slots: int, source: int) -> Program:
+    def emit(self, slots: int, source: int, stride: int) -> Program:
         """The ordered step for a number of checkpoints; storage shared, not tuned."""
-        key = (slots, source)
+        key = (slots, source, stride)
         if key not in self.cache:
-            program = self.scheduler.emit(slots, source)
+            program = self.scheduler.emit(slots, source, stride)
             slice_early(program)
             share_storage(program)
             verify(program, f"checkpoints({slots})")
@@ -127,10 +131,10 @@ class Planner:
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
         return Structure(program, chain, label)
 
-    def at(self, whole: int, slots: int, source: int, arena: int | None) -> Schedule:
+    def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1) -> Schedule:
         """One schedule, its kernels tuned for an arena of `arena` bytes (None: as fast as possible)."""
         structure = self.structure(whole)
-        program = structure.emit(slots, source)
+        program = structure.emit(slots, source, stride)
         peak = tune(program, arena)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
         return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, slots)
@@ -154,9 +158,9 @@ class Planner:
             return least
         limit = int(max_recompute * self.unconstrained().macs)
         found: Schedule | None = None
-        for source in self._sources(structure):
+        for source, stride in product(self._sources(structure), STRIDES):
             for slots in range(self._max_slots(structure) + 1):
-                fits = self._least_arena(slots, source, limit, None if found is None else found.peak)
+                fits = self._least_arena(slots, source, stride, limit, None if found is None else found.peak)
                 if fits and (found is None or fits.ram < found.ram):
                     found = fits
                 elif found is not None:
@@ -166,16 +170,16 @@ class Planner:
     def _source_of(self, schedule: Schedule) -> int:
         return self.structure(0).chain.cuts.index(schedule.program.meta["source"])
 
-    def _least_arena(self, slots: int, source: int, limit: int, below: int | None) -> Schedule | None:
+    def _least_arena(self, slots: int, source: int, stride: int, limit: int, below: int | None) -> Schedule | None:
         """With so many checkpoints, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
-        best = self.at(0, slots, source, None)
-        low = self.at(0, slots, source, 0).peak
+        best = self.at(0, slots, source, None, stride)
+        low = self.at(0, slots, source, 0, stride).peak
         if best.macs > limit or (below is not None and low >= below):
             return None
         high = best.peak
         while high - low > low // 100:
             middle = (low + high) // 2
-            schedule = self.at(0, slots, source, middle)
+            schedule = self.at(0, slots, source, middle, stride)
             if schedule.macs <= limit:
                 best, high = schedule, middle
             else:
@@ -204,11 +208,11 @@ class Planner:
             structure = self.structure(whole)
             room = budget - fixed_bytes(structure.program)
             fitted = False
-            for source in self._sources(structure):
+            for source, stride in product(self._sources(structure), STRIDES):
                 low, high, found = 0, self._max_slots(structure), None
                 while low <= high:
                     slots = (low + high) // 2
-                    schedule = self.at(whole, slots, source, room)
+                    schedule = self.at(whole, slots, source, room, stride)
                     if schedule.peak <= room:
                         found, low = schedule, slots + 1
                     else:
@@ -217,7 +221,7 @@ class Planner:
                     fitted = True
                     yield found
                     for fewer in range(found.checkpoints - 1, max(-1, found.checkpoints - 3), -1):
-                        yield self.at(whole, fewer, source, room)
+                        yield self.at(whole, fewer, source, room, stride)
             if not fitted:
                 return                     # more whole chains need more memory still
 

@@ -81,53 +81,65 @@ class Scheduler:
     def _forward_cost(self, i: int, k: int) -> int:
         return self.prefix[k] - self.prefix[i]
 
+    def _runs(self, i: int, j: int, stride: int) -> list[range]:
+        """The segments from cut i to cut j that have gradients, last first, in runs of `stride` counted from below."""
+        low = max(i, self.chain.frozen)
+        return [range(min(k + stride, j) - 1, k - 1, -1) for k in reversed(range(low, j, stride))]
+
     @cache  # noqa: B019  (one scheduler lives as long as one compilation)
-    def best(self, i: int, j: int, slots: int, first: bool) -> tuple[int, int]:
+    def best(self, i: int, j: int, slots: int, stride: int, first: bool) -> tuple[int, int]:
         """(recomputed multiply-accumulates, where the next kept cut lies; 0 for none) to go back from cut j to cut i.
 
         first: the forward pass from i to j has just been done for the first time, so that its cuts were on hand.
         """
         if j <= max(self.chain.frozen, i + 1):
             return 0, 0
-        low = max(i + 1, self.chain.frozen)
-        top = j - 1
-        plain = sum(self._forward_cost(i, k) for k in range(low, top + (0 if first else 1)))
+        plain = sum(self._forward_cost(i, run[0]) for run in self._runs(i, j, stride)[1 if first else 0:])
         choice = (plain, 0)
         if slots:
-            for k in range(low, top + 1):
-                cost = (0 if first else self._forward_cost(i, k)) + self.best(k, j, slots - 1, first)[0] \
-                    + self.best(i, k, slots, False)[0]
+            for k in range(max(i + 1, self.chain.frozen), j):
+                if (k - self.chain.frozen) % stride:
+                    continue
+                cost = (0 if first else self._forward_cost(i, k)) + self.best(k, j, slots - 1, stride, first)[0] \
+                    + self.best(i, k, slots, stride, False)[0]
                 if cost < choice[0]:
                     choice = (cost, k)
         return choice
 
-    def emit(self, slots: int, source: int) -> Program:
-        """The step with `slots` kept cuts besides cut `source` (0: the input itself; else the lowest needed cut)."""
+    def emit(self, slots: int, source: int, stride: int = 1) -> Program:
+        """The step with `slots` kept cuts besides cut `source` (0: the input itself; else the lowest needed cut).
+
+        stride: how many gradients in a row follow one recomputation between kept cuts. 2 keeps the input of the
+        segment before while the gradient of the one behind it is made: one tensor more, but only then.
+        """
         program = copy.copy(self.base)
         program.tensors = {n: copy.copy(t) for n, t in self.base.tensors.items()}
         program.calls = [_copy(c) for seg in self.chain.segments for c in seg]
         names = dict(enumerate(self.chain.cuts))
         for k in range(len(self.chain.segments) - 1, self.chain.kept - 1, -1):
             self._backward(program, k, names)
-        self._reverse(program, source, self.chain.kept, slots, True, names)
-        program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source]}
+        self._reverse(program, source, self.chain.kept, slots, stride, True, names)
+        program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source], "stride": stride}
         return program
 
-    def _reverse(self, program: Program, i: int, j: int, slots: int, first: bool, names: dict[int, str]) -> None:
+    def _reverse(self, program: Program, i: int, j: int, slots: int, stride: int, first: bool,
+                 names: dict[int, str]) -> None:
         if j <= self.chain.frozen:
             return
         if j == i + 1:
             self._backward(program, i, names)
             return
-        _, k = self.best(i, j, slots, first)
+        _, k = self.best(i, j, slots, stride, first)
         if k:
             inner = dict(names) if first else self._recompute(program, i, k, names)
-            self._reverse(program, k, j, slots - 1, first, inner)
-            self._reverse(program, i, k, slots, False, names)
+            self._reverse(program, k, j, slots - 1, stride, first, inner)
+            self._reverse(program, i, k, slots, stride, False, names)
             return
-        for k in range(j - 1, max(i, self.chain.frozen) - 1, -1):
-            fresh_names = names if (first and k == j - 1) or k == i else self._recompute(program, i, k, names)
-            self._backward(program, k, fresh_names)
+        for n, run in enumerate(self._runs(i, j, stride)):
+            on_hand = (first and n == 0) or run[0] == i
+            inner = names if on_hand else self._recompute(program, i, run[0], names)
+            for segment in run:
+                self._backward(program, segment, inner)
 
     def _backward(self, program: Program, k: int, names: dict[int, str]) -> None:
         rename = {self.chain.cuts[k]: names[k]}
@@ -143,7 +155,7 @@ class Scheduler:
                     rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.shape, old.dtype, old.role,
                                                    old.source)).name
                 program.calls.append(_copy(c, rename))
-        return {**names, k: rename[self.chain.cuts[k]]}
+        return {**names, **{m: rename[self.chain.cuts[m]] for m in range(i, k + 1)}}
 
 
 def _copy(call: Call, rename: dict[str, str] | None = None) -> Call:
