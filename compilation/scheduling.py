@@ -10,10 +10,8 @@ from itertools import product
 
 from compilation.cost import call_macs, fixed_bytes, total_macs
 from compilation.memory.liveness import lifetimes, live_bytes
-from compilation.ops import REGISTRY
 from compilation.passes.checkpoints import Chain, Scheduler, cut_chain
 from compilation.passes.narrow import narrow_rows
-from compilation.passes.rewrite import fresh
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
 from compilation.passes.training import (
@@ -28,7 +26,6 @@ from compilation.passes.training import (
 from compilation.program import Call, Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
-
 
 STRIDES = (1, 2)    # gradients in a row after one recomputation (see passes/checkpoints.py)
 
@@ -240,5 +237,3 @@ def binding(program: Program) -> str:
     listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
     return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
 
-
-__all__ = ["REGISTRY", "Planner", "Schedule", "Structure", "binding", "clone", "fresh"]

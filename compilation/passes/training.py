@@ -8,7 +8,7 @@ import numpy as np
 
 from compilation.errors import PlanError
 from compilation.ops import REGISTRY
-from compilation.passes.rewrite import fresh, producers, site, use_counts, whole_weight
+from compilation.passes.rewrite import fresh, producers, use_counts, whole_weight
 from compilation.program import Call, Program, Role, Tensor, Weight
 
 Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
@@ -163,6 +163,3 @@ def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dic
             values[t.name] = np.ascontiguousarray(source, np.float32).reshape(t.shape)
     return values
 
-
-__all__ = ["add_loss", "add_updates", "apply_plan", "check_plan", "make_matrices", "parameter_values", "site",
-           "slice_early"]
