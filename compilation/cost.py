@@ -9,6 +9,7 @@ from compilation.ops.base import Cost
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
 
+FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
 STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures that less is used
 
 
@@ -32,7 +33,8 @@ def total_macs(program: Program) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step by kind. `total` is what the budget limits."""
+    """Bytes of a training step by kind. `total` is what the budget limits. flash: weights, without code
+    and index tables."""
 
     arena: int
     trained: int
@@ -52,10 +54,11 @@ def fixed_bytes(program: Program) -> int:
 
 
 def memory(program: Program, arena: int | None = None) -> Memory:
-    """Memory of a (placed) Program. Flash holds constants and the initial values of trained weights."""
-    index = sum(2 * (len(w.index) + len(w.rest)) for w in program.weights.values() if w.axis)
+    """Memory of a (placed) Program. Flash holds constants, aligned, and the initial values of trained weights."""
+    constants = sum(-(-t.bytes // FLASH_ALIGNMENT) * FLASH_ALIGNMENT for t in program.tensors.values()
+                    if t.role is Role.CONSTANT and t.dtype == "f32")
     return Memory(
         arena=program.arena_bytes if arena is None else arena,
         trained=program.role_bytes(Role.TRAINED), state=program.role_bytes(Role.STATE),
         outputs=program.role_bytes(Role.OUTPUT), stack=STACK_BYTES,
-        flash=program.role_bytes(Role.CONSTANT, Role.TRAINED) + index)
+        flash=constants + program.role_bytes(Role.TRAINED))

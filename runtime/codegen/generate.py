@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
 from compilation.program import Program, Role, Tensor
 from runtime.codegen.emit import C_TYPE, RENAMING, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
@@ -20,7 +21,7 @@ from runtime.errors import CodegenError
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-STACK_BYTES = 4096          # stack reserve that the budget counts
+
 DEFINITION = re.compile(r"^(?!static)[a-z_0-9]+ \**(vt_\w+)\([^;]*?\)\s*\{", re.MULTILINE)
 WORD = re.compile(r"\bvt_\w+")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from compilation.cost import FLASH_ALIGNMENT
 from compilation.program import ARENA_ROLES, Program, Role, Tensor, Weight
 from runtime.errors import CodegenError
 
-ALIGN = 16
 RAM_BLOCKS = {Role.TRAINED: "trained", Role.STATE: "state", Role.OUTPUT: "output"}
 NUMPY_DTYPE = {"f32": "<f4", "i32": "<i4", "u16": "<u2", "u8": "u1"}
 
@@ -80,11 +80,11 @@ def lay_out(program: Program) -> Layout:
             if t.role is Role.TRAINED:
                 out.trained.append(t)
         elif t.dtype == "f32" and t.name in used:
-            out.sizes["weights"] += -out.sizes["weights"] % ALIGN
+            out.sizes["weights"] += -out.sizes["weights"] % FLASH_ALIGNMENT
             out.places[t.name] = ("weights", out.sizes["weights"])
             out.sizes["weights"] += t.bytes
             out.constants.append(t)
-    out.sizes["weights"] += -out.sizes["weights"] % ALIGN
+    out.sizes["weights"] += -out.sizes["weights"] % FLASH_ALIGNMENT
     out.initial_offset = out.sizes["weights"]
     out.sizes["weights"] += out.sizes["trained"]
     return out
