@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class AttentionOp(Op):
     attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
              "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
              "gram_block": ("int32_t", 64), "qkv_scale": ("float", 1.0), "proj_scale": ("float", 1.0)}
-    schedule = ("rows", "key_block", "gram_block")
+    schedule: ClassVar[tuple[str, ...]] = ("rows", "key_block", "gram_block")
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]
@@ -192,6 +192,8 @@ class AttnBlockGrad(AttentionOp):
                matrix("d_wproj"), vector("d_bproj"), vector("d_ls"), vector("d_gram_a"), vector("d_gram_b"),
                vector("d_qkv_a"), vector("d_qkv_b"), vector("d_proj_a"), vector("d_proj_b"))
     needed_for = {"bproj": ("d_ls",)}
+    attrs = {**AttentionOp.attrs, "spare": ("int32_t", 0)}
+    schedule = (*AttentionOp.schedule, "spare")
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         n, w = site.shapes["x"]
@@ -209,6 +211,11 @@ class AttnBlockGrad(AttentionOp):
     def gram_wants(self, site: Site) -> tuple[bool, bool, bool, bool]:
         return self.needs(site)[0], "d_gram_a" in site.wants, "d_gram_b" in site.wants, "d_ls" in site.wants
 
+    def spare(self, site: Site) -> bool:
+        """Whether gradients of keys and values are made first, then, in the same memory, those of queries, and o."""
+        whole = self.attr(site, "key_block") >= site.shapes["x"][0]
+        return bool(self.attr(site, "spare")) and whole and self.attr(site, "q_rows") > 1
+
     def _head_macs(self, site: Site) -> int:
         n, w = site.shapes["x"]
         heads, wants = self.attr(site, "heads"), site.wants
@@ -222,10 +229,11 @@ class AttnBlockGrad(AttentionOp):
             return macs + trained + self._low_row_macs(site, query)
         bk = min(n, self.attr(site, "key_block"))
         second = blocks(n, bk)
-        first = blocks(n, 2 * bk) if second > 1 else 0
+        spare = self.spare(site)
+        first = blocks(n, 2 * bk) if second > 1 else int(spare)
         macs = 2 * n * w * w * (1 + (second > 1))                    # keys, values
         macs += 2 * n * w * w * (first + second)                     # queries, gradient of o
-        macs += n * n * w * (2 + 5 + o)                              # attention
+        macs += n * n * w * (2 + 5 + o + 4 * spare)                  # attention
         macs += norm * n * w * w * (second + 2) + ls * n * w * w * second
         return macs + n * trained + self._low_macs(site, first, second)
 
@@ -240,7 +248,7 @@ class AttnBlockGrad(AttentionOp):
         return w * (r * each + rp * share)
 
     def _low_macs(self, site: Site, first: int, second: int) -> int:
-        """Multiply-adds of the low-rank additions, with so many blocks of keys in the two passes."""
+        """Multiply-adds of the low-rank additions, with so many times all queries before and in the last pass."""
         (n, w), heads, wants = site.shapes["x"], self.attr(site, "heads"), site.wants
         (r, rp), ls, norm = self.ranks(site), "d_ls" in wants, self.needs(site)[0]
         collected = (norm or "d_qkv_a" in wants) + ("d_qkv_b" in wants)
@@ -257,7 +265,7 @@ class AttnBlockGrad(AttentionOp):
         if gram is not None and any(self.gram_wants(site)):
             macs += gram.backward_macs(*self.gram_wants(site))
         repeats = blocks(n, min(n, self.attr(site, "key_block")))
-        times = 2 if q == 1 else panels(n, t) * (1 + repeats)
+        times = 2 if q == 1 else panels(n, t) * (1 + repeats + self.spare(site))
         return Cost(macs, 4 * n * w * (4 + self.attr(site, "heads") * 2 * repeats), 4 * n * w * (3 + repeats),
                     times * frozen_bytes(site, "wqkv", "wproj", *LOW) + 2 * frozen_bytes(site, "gram_a", "gram_b"))
 
@@ -269,11 +277,12 @@ class AttnBlockGrad(AttentionOp):
         if self.attr(site, "q_rows") == 1:
             return w * (5 + site.has("ls")) + 4 * d + 2 * n + 6 * r + 3 * rp + r * w * ("d_qkv_a" in wants)
         t, bk = width(n, self.attr(site, "rows")), min(n, self.attr(site, "key_block"))
-        whole, o = bk == n, self.needs(site)[2]
-        floats = 0 if whole else 3 * n
-        floats += (d if whole else 3 * d) * ("d_bqkv" in wants)
-        floats += n * (min(d, part_shape(site, "wproj")[1]) if by_columns(site, "wproj") else d) * ("d_wproj" in wants)
-        floats += (n if "d_wqkv" in wants else t) * d + 4 * bk * d
+        whole, spare, o = bk == n, self.spare(site), self.needs(site)[2] and not self.spare(site)
+        floats = 4 * bk * d + (0 if whole else 3 * n)
+        if not spare:
+            kept = min(d, part_shape(site, "wproj")[1]) if by_columns(site, "wproj") else d
+            floats += (d if whole else 3 * d) * ("d_bqkv" in wants) + n * kept * ("d_wproj" in wants)
+            floats += (n if "d_wqkv" in wants else t) * d
         at_once = min(KEYS, n if whole else 2 * bk, n)
         panel = t * (w + w * site.has("ls") + d * o + (4 if t > 1 else 2) * d + 2 * at_once)
         stage = 0
@@ -298,8 +307,11 @@ class AttnBlockGrad(AttentionOp):
         return 4 * base + work
 
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
-        whole = self.attr(site, "q_rows") == 1 or bool(site.wants & {"d_wqkv", "d_wproj"})
-        return fastest_first(self, site, self._settings(site, whole))
+        one, trained = self.attr(site, "q_rows") == 1, bool(site.wants & {"d_wqkv", "d_wproj"})
+        settings = list(self._settings(site, one or trained))
+        if trained and not one:
+            settings = [{**s, "spare": v} for s in settings for v in (0, 1)]
+        return fastest_first(self, site, settings)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         i, f = inputs, forward(inputs, attrs)

@@ -73,9 +73,11 @@ void vt_attend_backward(const vt_step *s, const float *K, ptrdiff_t ldk, const f
                 st[j * T + t] = p;
                 pt[j * T + t] = p * (pt[j * T + t] - u->delta[t]);
             }
-        vt_dense(s, dV + j0 * lddv, lddv, n, d, T, st, T, 1, u->g, u->ldg);
-        vt_dense(s, dK + j0 * lddk, lddk, n, d, T, pt, T, 1, u->q, u->ldq);
-        vt_dense(s, u->dq, u->lddq, T, d, n, pt, 1, T, K + j0 * ldk, ldk);
+        if (dK) {
+            vt_dense(s, dV + j0 * lddv, lddv, n, d, T, st, T, 1, u->g, u->ldg);
+            vt_dense(s, dK + j0 * lddk, lddk, n, d, T, pt, T, 1, u->q, u->ldq);
+        }
+        if (u->dq) vt_dense(s, u->dq, u->lddq, T, d, n, pt, 1, T, K + j0 * ldk, ldk);
         if (u->o) vt_dense(s, u->o, u->ldo, T, d, n, st, 1, T, V + j0 * ldv, ldv);
     }
 }

@@ -34,13 +34,14 @@ typedef struct {
     const float *q, *g;          /* (T, d; ld ldq, ldg) */
     ptrdiff_t ldq, ldg;
     const float *m, *l, *delta;  /* (T,) from the first pass; l is 1 / sum */
-    float *dq;                   /* (T, d; ld lddq) += ds K, for the scaled query */
+    float *dq;                   /* (T, d; ld lddq) += ds K, for the scaled query, or NULL */
     ptrdiff_t lddq;
     float *o;                    /* (T, d; ld ldo) += p V, or NULL */
     ptrdiff_t ldo;
 } vt_queries;
 
-/* The second pass: dK += ds^T q, dV += p^T g, dq += ds K [, o += p V], where p = e^(s - m) * l, ds = p (dp - delta). */
+/* The second pass: [dK += ds^T q, dV += p^T g,] [dq += ds K,] [o += p V], where p = e^(s - m) * l and
+ * ds = p (dp - delta). dK, dV may both be NULL. */
 void vt_attend_backward(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv,
                         int32_t nk, const vt_queries *u, int32_t T, int32_t d, float *dK, ptrdiff_t lddk,
                         float *dV, ptrdiff_t lddv, float *st, float *pt);

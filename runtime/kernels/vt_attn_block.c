@@ -181,10 +181,11 @@ void vt_attn_block(const vt_attn_block_args *a, const vt_step *s) {
 typedef struct {
     float *m, *l, *delta;        /* (n,) each, when keys go block by block */
     float *bias;                 /* (d,) or, block by block, (3, d): sums for d_bqkv; or NULL */
-    float *keep;                 /* (n, ld_keep): the columns of o that wproj trains, or NULL */
-    float *dq;                   /* (n, d) when d_wqkv is wanted, else (T, d) */
+    float *keep;                 /* (n, ld_keep): the columns of o that wproj trains, or NULL; sparing: dV */
+    float *dq;                   /* (n, d) when d_wqkv is wanted, else (T, d); sparing: dK, (n, d) */
     float *K, *V, *dK, *dV;      /* (B, d) each; the first pass uses them as K, V (2 * B, d) */
-    float *xt, *g, *qt, *gt, *q, *gr, *o, *st, *pt;
+    float *xt, *g, *qt, *gt, *q, *gr, *st, *pt;
+    float *o;                    /* (T, d) or, sparing, dV, (n, d); or NULL */
     float *low, *dlow;           /* (n, qkv_rank): the packed linear's, its gradient's or NULL; see vt_lora.h */
     float *pg, *po;              /* (n, proj_rank): the projection's gradient's, its own or NULL */
     float *lt;                   /* panel of either rank */
@@ -192,7 +193,7 @@ typedef struct {
     float *stage;                /* for d_qkv_a, over all but low, dlow, po: see vt_weight_gradient */
     vt_lora qkv, proj;
     int32_t B, ld_keep;
-    int keep_dq, need_norm, need_o;
+    int spare, keep_dq, need_norm, need_o;
 } vt_heads_work;
 
 static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, const float *dls, float *at) {
@@ -206,9 +207,10 @@ static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, 
     w->proj = proj;
     w->m = w->l = w->delta = w->bias = w->keep = w->g = w->o = w->dlow = w->po = w->db = w->da = NULL;
     w->B = whole ? n : a->key_block;
-    w->keep_dq = vt_wanted(&a->d_wqkv);
+    w->spare = a->spare && whole;
+    w->keep_dq = w->spare || vt_wanted(&a->d_wqkv);
     w->need_o = dls || vt_wanted(&a->d_wproj) || vt_wanted(&a->d_proj_a) || vt_wanted(&a->d_proj_b);
-    w->ld_keep = a->wproj.trained.cols && a->wproj.trained.n_cols < d ? a->wproj.trained.n_cols : d;
+    w->ld_keep = !w->spare && a->wproj.trained.cols && a->wproj.trained.n_cols < d ? a->wproj.trained.n_cols : d;
     w->low = at; at += (ptrdiff_t)n * r;
     if (r && (w->need_norm || vt_wanted(&a->d_qkv_a))) { w->dlow = at; at += (ptrdiff_t)n * r; }
     if (vt_wanted(&a->d_proj_b)) { w->po = at; at += (ptrdiff_t)n * rp; }
@@ -217,16 +219,23 @@ static void vt_heads_layout(const vt_attn_block_grad_args *a, vt_heads_work *w, 
     if (vt_wanted(&a->d_qkv_b)) { w->db = at; at += 3 * d * r; }
     if (vt_wanted(&a->d_proj_a)) { w->da = at; at += rp * d; }
     if (!whole) { w->m = at; w->l = at + n; w->delta = at + 2 * n; at += 3 * n; }
-    if (vt_wanted(&a->d_bqkv)) { w->bias = at; at += whole ? d : 3 * d; }
-    if (vt_wanted(&a->d_wproj)) { w->keep = at; at += (ptrdiff_t)n * w->ld_keep; }
-    w->dq = at; at += (ptrdiff_t)(w->keep_dq ? n : T0) * d;
+    if (!w->spare) {
+        if (vt_wanted(&a->d_bqkv)) { w->bias = at; at += whole ? d : 3 * d; }
+        if (vt_wanted(&a->d_wproj)) { w->keep = at; at += (ptrdiff_t)n * w->ld_keep; }
+        w->dq = at; at += (ptrdiff_t)(w->keep_dq ? n : T0) * d;
+    }
     w->K = at; at += (ptrdiff_t)w->B * d;
     w->V = at; at += (ptrdiff_t)w->B * d;
     w->dK = at; at += (ptrdiff_t)w->B * d;
     w->dV = at; at += (ptrdiff_t)w->B * d;
+    if (w->spare) {
+        w->dq = w->dK;
+        if (w->need_o) w->o = w->dV;
+        if (vt_wanted(&a->d_wproj)) w->keep = w->dV;
+    }
     w->xt = at; at += (ptrdiff_t)width * T0;
     if (a->ls) { w->g = at; at += (ptrdiff_t)width * T0; }
-    if (w->need_o) { w->o = at; at += d * T0; }
+    if (w->need_o && !w->spare) { w->o = at; at += d * T0; }
     w->qt = w->q = at; at += d * T0;
     w->gt = w->gr = at; at += d * T0;
     if (T0 > 1) { w->q = at; at += d * T0; w->gr = at; at += d * T0; }
@@ -261,19 +270,26 @@ static void vt_load_head_panel(const vt_attn_block_grad_args *a, const vt_step *
     }
 }
 
-/* The second pass of one panel against keys k0..k1 (K, V), and what follows from its o and dq. */
+/* What one call of vt_head_panels makes: gradients of the keys and values, and o, dq and what follows from them. */
+enum { VT_OF_KEYS = 1, VT_OF_QUERIES = 2 };
+
+/* The second pass of one panel against nk keys (K, V), and what follows from its o and dq. */
 static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_step *s, vt_heads_work *w, int32_t h,
                                    int32_t n0, int32_t T, int32_t nk, const float *m, const float *l,
-                                   const float *delta, float *dln, float *dls) {
+                                   const float *delta, int of, float *dln, float *dls) {
     const int32_t width = a->d, d = width / a->heads;
     const float scale = 1.0f / VT_SQRT((float)d);
-    float *dq = w->keep_dq ? w->dq + (ptrdiff_t)n0 * d : w->dq;
-    const vt_queries u = {w->qt, w->gt, w->q, w->gr, d, d, m, l, delta, dq, d, w->need_o ? w->o : NULL, d};
+    const int queries = of & VT_OF_QUERIES;
+    float *dq = !queries ? NULL : w->keep_dq ? w->dq + (ptrdiff_t)n0 * d : w->dq;
+    float *o = !queries || !w->need_o ? NULL : w->spare ? w->o + (ptrdiff_t)n0 * d : w->o;
+    const vt_queries u = {w->qt, w->gt, w->q, w->gr, d, d, m, l, delta, dq, d, o, d};
     const int32_t r = w->qkv.r, rp = w->proj.r;
     int32_t i, t, c;
-    vt_fill(dq, d * T, 0.0f);
-    if (w->need_o) vt_fill(w->o, d * T, 0.0f);
-    vt_attend_backward(s, w->K, d, w->V, d, nk, &u, T, d, w->dK, d, w->dV, d, w->st, w->pt);
+    if (dq) vt_fill(dq, d * T, 0.0f);
+    if (o) vt_fill(o, d * T, 0.0f);
+    vt_attend_backward(s, w->K, d, w->V, d, nk, &u, T, d, of & VT_OF_KEYS ? w->dK : NULL, d, w->dV, d, w->st,
+                       w->pt);
+    if (!queries) return;
     for (i = 0; i < d * T; i++) dq[i] = dq[i] * scale;
     if (w->need_norm)
         vt_backward(s, dln + (ptrdiff_t)n0 * width, width, T, &a->wqkv, h * d, (h + 1) * d, 0, width, dq, d, 1);
@@ -282,15 +298,8 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
     if (w->bias)
         for (t = 0; t < T; t++)
             for (c = 0; c < d; c++) w->bias[c] += dq[t * d + c];
-    if (w->keep) {
-        const vt_part *p = &a->wproj.trained;
-        const int32_t k0 = vt_lower(p->cols, p->n_cols, h * d), k1 = vt_lower(p->cols, p->n_cols, (h + 1) * d);
-        for (t = 0; t < T; t++)
-            for (i = k0; i < k1; i++)
-                w->keep[(ptrdiff_t)(n0 + t) * w->ld_keep + i - k0] = w->o[t * d + (p->cols ? p->cols[i] : i) - h * d];
-    }
-    if (w->da) vt_dense(s, w->da, d, rp, d, T, w->pg + (ptrdiff_t)n0 * rp, 1, rp, w->o, d);
-    if (dls || w->po) vt_rows_to_panel(w->qt, T, w->o, d, d);
+    if (w->da) vt_dense(s, w->da, d, rp, d, T, w->pg + (ptrdiff_t)n0 * rp, 1, rp, o, d);
+    if (dls || w->po) vt_rows_to_panel(w->qt, T, o, d, d);
     if (rp && (dls || w->po)) vt_lora_down(s, &w->proj, w->lt, T, h * d, (h + 1) * d, w->qt);
     if (w->po)
         for (t = 0; t < T; t++)
@@ -303,31 +312,59 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
             for (c = 0; c < width; c++)
                 dls[c] = VT_FMA(a->dy[(ptrdiff_t)(n0 + t) * width + c], w->xt[c * T + t], dls[c]);
     }
+    if (w->keep) {                           /* sparing: a row of o is packed in place */
+        const vt_part *p = &a->wproj.trained;
+        const int32_t k0 = vt_lower(p->cols, p->n_cols, h * d), k1 = vt_lower(p->cols, p->n_cols, (h + 1) * d);
+        for (t = 0; t < T; t++)
+            for (i = k0; i < k1; i++)
+                w->keep[(ptrdiff_t)(n0 + t) * w->ld_keep + i - k0] = o[t * d + (p->cols ? p->cols[i] : i) - h * d];
+    }
 }
 
-/* The weights and biases of head h, after their last use. */
-static void vt_head_update(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, vt_heads_work *w,
-                           int32_t h) {
+/* The second pass of all panels of head h against nk keys (K, V). */
+static void vt_head_panels(const vt_attn_block_grad_args *a, const vt_step *s, const vt_head_source *src,
+                           vt_heads_work *w, int32_t h, int32_t nk, int of, float *dln, float *dls) {
+    const int32_t n = a->n, d = a->d / a->heads;
+    int32_t n0, T;
+    for (n0 = 0; n0 < n; n0 += T) {
+        float mt[16], lt[16], dt[16], *m = w->m ? w->m + n0 : mt, *l = w->m ? w->l + n0 : lt;
+        float *delta = w->m ? w->delta + n0 : dt;
+        T = vt_width(n - n0, a->rows);
+        vt_load_head_panel(a, s, src, w, h, n0, T);
+        if (!w->m) {
+            vt_fill(m, T, vt_minus_infinity());
+            vt_fill(l, T, 0.0f);
+            vt_fill(delta, T, 0.0f);
+            vt_attend_measure(s, w->K, d, w->V, d, n, w->qt, w->gt, T, d, m, l, delta, w->st, w->pt);
+            vt_attend_measured(l, delta, T);
+        }
+        vt_head_panel_backward(a, s, w, h, n0, T, nk, m, l, delta, of, dln, dls);
+    }
+}
+
+/* Rows of wqkv and bqkv of head h, after their last use: i 0 queries, 1 keys, 2 values; g is their gradient. */
+static void vt_head_update_qkv(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm,
+                               vt_heads_work *w, int32_t h, int32_t i, const float *g) {
+    const int32_t n = a->n, width = a->d, d = width / a->heads, o0 = i * width + h * d;
+    if (vt_wanted(&a->d_wqkv))
+        vt_weight_gradient(s, &a->d_wqkv, &a->wqkv.trained, o0, o0 + d, 0, width, g, d, 1, n, a->x, width, nm, NULL,
+                           w->xt);
+    if (!vt_wanted(&a->d_bqkv)) return;
+    if (w->bias && (i == 0 || w->B < n)) vt_apply(s, &a->d_bqkv, o0, w->bias + i * d, d);
+    else vt_bias_gradient(s, &a->d_bqkv, o0, g, d, n, d, NULL);
+}
+
+/* The other weights of head h, after their last use. */
+static void vt_head_update(const vt_attn_block_grad_args *a, const vt_step *s, vt_heads_work *w, int32_t h) {
     const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t n = a->n, width = a->d, d = width / a->heads;
-    const float *g[3];
     int32_t i;
-    g[0] = w->dq;
-    g[1] = w->dK;
-    g[2] = w->dV;
-    for (i = 0; w->keep_dq && i < 3; i++)
-        vt_weight_gradient(s, &a->d_wqkv, &a->wqkv.trained, i * width + h * d, i * width + (h + 1) * d, 0, width, g[i],
-                           d, 1, n, a->x, width, nm, NULL, w->xt);
     if (w->keep) {
         vt_part p = a->wproj.trained;
         const int32_t k0 = vt_lower(p.cols, p.n_cols, h * d), k1 = vt_lower(p.cols, p.n_cols, (h + 1) * d);
         p.cols = NULL;                       /* keep is packed: its columns are the part's columns k0..k1 */
         vt_weight_gradient(s, &a->d_wproj, &p, 0, width, k0, k1, a->dy, width, 1, n, w->keep, w->ld_keep, &plain, a->ls,
                            NULL);
-    }
-    for (i = 0; w->bias && i < 3; i++) {
-        if (i == 0 || w->B < n) vt_apply(s, &a->d_bqkv, i * width + h * d, w->bias + i * d, d);
-        else vt_bias_gradient(s, &a->d_bqkv, i * width + h * d, g[i], d, n, d, NULL);
     }
     for (i = 0; w->db && i < 3; i++) {
         const ptrdiff_t size = (ptrdiff_t)d * w->qkv.r;
@@ -407,20 +444,7 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
             k1 = n - k0 > w.B ? k0 + w.B : n;
             vt_keys_values(&src, s, h, k0, k1, w.K, w.V, NULL, d);
             vt_fill(w.dK, 2 * w.B * d, 0.0f);
-            for (n0 = 0; n0 < n; n0 += T) {
-                float mt[16], lt[16], dt[16], *m = w.m ? w.m + n0 : mt, *l = w.m ? w.l + n0 : lt;
-                float *delta = w.m ? w.delta + n0 : dt;
-                T = vt_width(n - n0, a->rows);
-                vt_load_head_panel(a, s, &src, &w, h, n0, T);
-                if (!w.m) {
-                    vt_fill(m, T, vt_minus_infinity());
-                    vt_fill(l, T, 0.0f);
-                    vt_fill(delta, T, 0.0f);
-                    vt_attend_measure(s, w.K, d, w.V, d, n, w.qt, w.gt, T, d, m, l, delta, w.st, w.pt);
-                    vt_attend_measured(l, delta, T);
-                }
-                vt_head_panel_backward(a, s, &w, h, n0, T, k1 - k0, m, l, delta, dln, dls);
-            }
+            vt_head_panels(a, s, &src, &w, h, k1 - k0, w.spare ? VT_OF_KEYS : VT_OF_KEYS | VT_OF_QUERIES, dln, dls);
             if (dln)
                 for (i = 1; i < 3; i++)
                     vt_backward(s, dln + (ptrdiff_t)k0 * width, width, k1 - k0, &a->wqkv, i * width + h * d,
@@ -438,7 +462,10 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
                         w.bias[2 * d + c] += w.dV[i * d + c];
                     }
         }
-        vt_head_update(a, s, nm, &w, h);
+        for (i = 1; i < 3; i++) vt_head_update_qkv(a, s, nm, &w, h, i, i == 1 ? w.dK : w.dV);
+        if (w.spare) vt_head_panels(a, s, &src, &w, h, n, VT_OF_QUERIES, dln, dls);
+        vt_head_update_qkv(a, s, nm, &w, h, 0, w.dq);
+        vt_head_update(a, s, &w, h);
     }
     vt_heads_shared(a, s, nm, &w, dln);
 }

@@ -43,6 +43,8 @@ typedef struct {
     int32_t norm, heads, residual, q_rows, rows;
     int32_t key_block;               /* must be n or more when d_wqkv or d_wproj is wanted and q_rows > 1 */
     int32_t gram_block;
+    int32_t spare;                   /* 1: the gradients of queries and of keys, values in turn, in the same memory;
+                                        without effect when q_rows == 1 or key_block < n */
     int32_t n, d, rank, qkv_rank, proj_rank;
 } vt_attn_block_grad_args;
 void vt_attn_block_grad(const vt_attn_block_grad_args *a, const vt_step *s);
