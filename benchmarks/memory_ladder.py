@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--gram", choices=["both", "off", "on"], default="both", help="with the Gram residual (rank 64)")
     args = p.parse_args(argv)
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=max(200, Console().width))
     rows = []
     for gram in {"both": (False, True), "off": (False,), "on": (True,)}[args.gram]:
         for row in ROWS:

@@ -1,0 +1,109 @@
+"""python -m benchmarks.exactness: how far the C run of ViT-Small is from float64 PyTorch, plan by plan.
+
+For each plan the training step is compiled, executed for --steps steps on real images, and compared: the worst loss
+(relative) and the worst trained weight (absolute) against float64, for C and for float32 PyTorch. --json FILE writes
+the rows for machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from algorithm import build_model, load_data, record_trace, resolve_plan
+from algorithm.config import make_run_config
+from algorithm.models.vit import input_scale_shift
+from algorithm.sparse.budgets import parse_budget
+from algorithm.sparse.config import PlanConfig
+from compilation.capture import InputSpec
+from compilation.pipeline import Compiler
+from runtime.codegen.generate import generate
+from runtime.simulator import Simulator
+from runtime.validate import replay
+
+NO_BIAS = {"n_bias_update": 0, "bias": False, "layer_norm": False}
+PLANS: dict[str, dict[str, Any]] = {
+    "full update": {"enable_backward_config": False},
+    "bias + LayerNorm": {"n_bias_update": "all"},
+    "attention, 25 % of columns": {**NO_BIAS, "n_weight_update": "all", "vit_layer_types": ["attention"],
+                                   "weight_update_ratio": 0.25},
+    "MLP, 25 % of columns": {**NO_BIAS, "n_weight_update": "all", "vit_layer_types": ["mlp"],
+                             "weight_update_ratio": 0.25},
+    "Gram only": {**NO_BIAS, "vit_layer_types": [], "n_gram_update": "all"},
+    "head only": {"n_bias_update": 0},
+}
+
+
+def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module, budget: int | None) -> dict[str, Any]:
+    plan = resolve_plan(PlanConfig(**PLANS[name]), model)
+    train, _ = load_data(config.data, config.model.img_size, config.model.num_classes)
+    steps = config.train.trace_steps
+    start = time.perf_counter()
+    compiled = compiler.compile(dict(plan.to_dict()["parameters"]), budget)
+    trace = record_trace(model, plan, train.images[:steps], train.labels[:steps], config.train.lr)
+    with tempfile.TemporaryDirectory(prefix="exactness-") as folder:
+        generate(compiled.program, compiled.values, Path(folder) / "c")
+        with Simulator(Path(folder) / "c", compiled.program) as simulator:
+            check = replay(simulator, trace)
+            measured = simulator.measure(trace.images[0], int(trace.labels[0]))
+    return {"plan": name, "steps": steps, "trained_parameters": compiled.trained_parameters,
+            "ram_planned_bytes": compiled.memory.total, "ram_measured_bytes": measured.ram_bytes,
+            "loss_max_rel_error": check.loss_max_rel_error, "weight_max_abs_error": check.weight_max_abs_error,
+            "loss_max_rel_error_float32": check.loss_max_rel_error_float32,
+            "weight_max_abs_error_float32": check.weight_max_abs_error_float32,
+            "tensors": len(check.tensors), "tensors_within_twice": check.tensors_within_twice,
+            "proven": check.passed, "seconds": time.perf_counter() - start}
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser("python -m benchmarks.exactness", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--steps", type=int, default=20, help="training steps at batch 1 (default 20)")
+    p.add_argument("--budget", help="compile within this RAM (default: no limit, nothing recomputed)")
+    p.add_argument("--only", help="only plans whose name contains this text")
+    p.add_argument("--json", type=Path, help="also write the rows here")
+    p.add_argument("overrides", nargs="*", metavar="section.key=value", help="run configuration, as of run_vit_training.py")
+    args = p.parse_args(argv)
+    config = make_run_config([], [f"train.trace_steps={args.steps}", *args.overrides])
+    torch.set_num_threads(2)
+    model = build_model(config.model)
+    with torch.no_grad():                    # a Gram residual that does something
+        for name, parameter in model.named_parameters():
+            if name.endswith("gram_b"):
+                parameter.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
+    scale, shift = input_scale_shift(model)
+    size = config.model.img_size
+    compiler = Compiler(model, InputSpec((3, size, size), scale, shift), config.model.name)
+    budget = parse_budget(args.budget) if args.budget else None
+    rows = []
+    table = Table(title=f"{config.model.name} at {size} px, {args.steps} steps: distance from float64 PyTorch")
+    for column in ("plan", "RAM", "loss: C", "float32 PyTorch", "weight: C", "float32 PyTorch", "tensors within 2x",
+                   "proven"):
+        table.add_column(column)
+    for name in PLANS:
+        if args.only and args.only not in name:
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        r = run_plan(name, config, compiler, model, budget)
+        rows.append(r)
+        table.add_row(name, f"{r['ram_measured_bytes']:,}", f"{r['loss_max_rel_error']:.1e}",
+                      f"{r['loss_max_rel_error_float32']:.1e}", f"{r['weight_max_abs_error']:.1e}",
+                      f"{r['weight_max_abs_error_float32']:.1e}", f"{r['tensors_within_twice']} of {r['tensors']}",
+                      "yes" if r["proven"] else "NO")
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1))
+    Console(width=max(120, Console().width)).print(table)
+    return 0 if all(r["proven"] for r in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
