@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -179,3 +181,9 @@ def test_unsound_models_are_refused() -> None:
         next(p for n, p in model.named_parameters() if n == "blocks.0.norm1.bias")[3] = np.nan
     with pytest.raises(CaptureError, match=r"blocks\.0\.norm1\.bias"):
         capture(model, IMAGE)
+
+
+def test_the_program_text_is_stable(compiler: Compiler, golden: Callable[[str, str], None]) -> None:
+    """The whole planned step as text: refresh with pytest --update-golden and read the difference."""
+    plan = {n: s for n, s in biases(compiler).items() if n.startswith(("blocks.3", "blocks.2", "head", "norm"))}
+    golden("program.txt", compiler.compile(plan, compiler.smallest_ram(plan)).program.text())
