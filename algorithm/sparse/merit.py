@@ -148,7 +148,10 @@ def search(plans: Sequence[UpdatePlan], model: nn.Module, cost: Cost, budget: in
         return size is not None and size <= budget
 
     best: int | None = None
-    if nested:
+    lightest = min(range(len(plans)), key=lambda i: plans[i].trained_count(shapes), default=None)
+    if lightest is not None and not ask(lightest, always=True) and tried[lightest].bytes is not None:
+        pass    # the forward pass is common to all plans: what trains more numbers cannot need less
+    elif nested:
         low, high = 0, len(plans)  # plans[:low] fit, plans[high:] do not
         while low < high:
             middle = (low + high) // 2
@@ -158,8 +161,6 @@ def search(plans: Sequence[UpdatePlan], model: nn.Module, cost: Cost, budget: in
                 high = middle
     else:
         best = next((i for i in reversed(range(len(plans))) if ask(i)), None)
-    if best is None and plans and all(c.bytes is None for c in tried.values()):
-        ask(0, always=True)  # the budget is below any plan's weights: still say what is possible
     known = [c for c in tried.values() if c.bytes is not None]
     above = [c for i, c in tried.items() if c in known and (c.bytes or 0) > budget and (best is None or i > best)]
     return SearchResult(budget, None if best is None else tried[best], min(known, key=_bytes, default=None),
