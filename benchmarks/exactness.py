@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("overrides", nargs="*", metavar="section.key=value", help="run configuration, as of run_vit_training.py")
     args = p.parse_args(argv)
     config = make_run_config([], [f"train.trace_steps={args.steps}", *args.overrides])
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model = build_model(config.model)
     with torch.no_grad():                    # a Gram residual that does something
         for name, parameter in model.named_parameters():
