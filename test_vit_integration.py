@@ -111,6 +111,19 @@ def test_momentum_and_average_pooling(tmp_path: Path) -> None:
         assert simulator.measure(trace.images[0]).ram_bytes == compiled.memory.total
 
 
+@pytest.mark.parametrize("option", [{"no_embed_class": True}, {"reg_tokens": 2}], ids=["deit3", "registers"])
+def test_other_prefix_tokens_go_through_the_long_tail(option: dict[str, Any], tmp_path: Path) -> None:
+    model = small_model(extra={**SMALL["extra"], **option}, gram={"enabled": False})
+    plan = resolve_plan(PlanConfig(n_bias_update="all"), model)
+    compiled = compile_small(model, plan, "smallest")
+    assert any(c.op.startswith("tir:") for c in compiled.program.calls)
+    trace = trace_of(model, plan, steps=5)
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    with Simulator(tmp_path / "c", compiled.program) as simulator:
+        proven(replay(simulator, trace))
+        assert simulator.measure(trace.images[0]).ram_bytes == compiled.memory.total
+
+
 def test_every_build_gives_the_same_bits_and_the_device_needs_nothing_else(tmp_path: Path) -> None:
     """Law 4: -O0, -O3 for the baseline CPU, -O3 for this CPU, gcc and clang where present; Cortex-M7 links alone."""
     model = small_model()

@@ -130,6 +130,7 @@ def compile_to(args: argparse.Namespace) -> Compiled:
 
 def main(argv: list[str] | None = None) -> int:
     """Compile, print the figures, write the Program."""
+    from algorithm.errors import AlgorithmError
     from compilation.errors import BudgetError
     args = parser().parse_args(argv)
     try:
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     except BudgetError as error:
         print(f"over budget: {error}", file=sys.stderr)
         return 2
-    except (CompilationError, OSError) as error:
+    except (AlgorithmError, CompilationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     m = compiled.memory

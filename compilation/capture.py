@@ -38,7 +38,7 @@ class Exported:
     program: Any                                 # torch.export.ExportedProgram
     parameters: dict[str, np.ndarray]
     spec: InputSpec
-    argument_names: list[str] = field(default_factory=list)  # parameter names in argument order
+    argument_names: dict[str, str] = field(default_factory=dict)  # graph argument -> parameter name
     module_paths: dict[str, str] = field(default_factory=dict)  # graph node name -> module path
 
 
@@ -57,11 +57,12 @@ def capture(model: nn.Module, spec: InputSpec) -> Exported:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(f"torch.export cannot capture {type(model).__name__} as one graph: {first}") from error
     signature = exported.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
+             **signature.inputs_to_lifted_tensor_constants}
     state = dict(exported.state_dict)
-    order = [names[n.name] for n in exported.graph.nodes if n.op == "placeholder" and n.name in names]
+    arguments = {n.name: names[n.name] for n in exported.graph.nodes if n.op == "placeholder" and n.name in names}
     parameters = {}
-    for name in order:
+    for name in arguments.values():
         value = state[name] if name in state else exported.constants[name]
         parameters[name] = value.detach().cpu().numpy()
         if not np.isfinite(parameters[name]).all():
@@ -71,4 +72,4 @@ def capture(model: nn.Module, spec: InputSpec) -> Exported:
         stack = node.meta.get("nn_module_stack") or {}
         if stack:
             paths[node.name] = list(stack.values())[-1][0].removeprefix("L['self'].")
-    return Exported(exported, parameters, spec, order, paths)
+    return Exported(exported, parameters, spec, arguments, paths)

@@ -80,14 +80,18 @@ def rebuild_tail(call: relax.Call, inputs: dict[str, Any]) -> relax.Call:
     args: list[Any] = []
     for i, a in enumerate(call.args):
         parts = [inputs[s] for s in inputs if s.startswith(f"in{i}.")]
-        new = relax.Tuple(parts) if parts else inputs.get(f"in{i}", a)
-        args.append(new)
-        if not parts and f"in{i}" in inputs:
-            want = [int(v) for v in a.ty.shape.values]
-            have = [int(v) for v in new.ty.shape.values]
-            if want != have:
-                args[-1] = relax.op.reshape(new, want)
+        if parts:
+            types = a.ty.fields
+            args.append(relax.Tuple([_as_type(p, t) for p, t in zip(parts, types, strict=True)]))
+        else:
+            args.append(_as_type(inputs[f"in{i}"], a.ty) if f"in{i}" in inputs else a)
     return relax.Call(call.op, args, call.attrs)
+
+
+def _as_type(value: Any, wanted: Any) -> Any:
+    """The value in the wanted shape: the Program's tensors have no batch dimension, the Relax call's may."""
+    want, have = ([int(v) for v in t.shape.values] for t in (wanted, value.ty))
+    return value if want == have else relax.op.reshape(value, want)
 
 
 class _Reader:

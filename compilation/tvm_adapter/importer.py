@@ -67,8 +67,6 @@ class Importer(Recogniser):
     def run(self) -> Program:
         spec = self.exported.spec
         first, *params = self.function.params
-        if len(params) != len(self.exported.argument_names):
-            raise CaptureError("the imported function's parameters do not match the exported model's: internal error")
         if spec.is_image:
             c, h, w = spec.shape
             self._tensor("image", (h, w, c), "u8", Role.INPUT)
@@ -79,8 +77,10 @@ class Importer(Recogniser):
         else:
             self._tensor("input", (1, *spec.shape), "f32", Role.INPUT)
         self.values[first] = view_of("image" if spec.is_image else "input", (1, *spec.shape))
-        for var, parameter in zip(params, self.exported.argument_names, strict=True):
-            shape = shape_of(var)
+        for var in params:
+            if str(var.name) not in self.exported.argument_names:
+                raise CaptureError(f"the imported model's argument {var.name} is no parameter: one input is expected")
+            parameter, shape = self.exported.argument_names[str(var.name)], shape_of(var)
             self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
             self.values[var] = view_of(parameter, shape, parameter=True)
         bindings = [b for block in self.function.body.blocks for b in block.bindings]

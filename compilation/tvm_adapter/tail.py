@@ -200,7 +200,7 @@ class _Writer:
         raise UnsupportedOperationError(f"TIR expression {kind} has no C form")
 
     def _intrinsic(self, e: Any) -> str:
-        name = str(e.op.name).removeprefix("tirx.")
+        name = str(e.op.name).rsplit(".", 1)[-1]
         args = [self._expr(a) for a in e.args]
         if name == "if_then_else":
             return f"({args[0]} ? {args[1]} : {args[2]})"
