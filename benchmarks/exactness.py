@@ -42,7 +42,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "head only": {"n_bias_update": 0},
 }
 
-FULL_LR = 1e-5    # at the others' rate all weights together diverge, in PyTorch as in C, and no two runs can be compared
+FULL_LR = 1e-7    # at higher rates all weights together diverge, in PyTorch as in C, and no two runs can be compared
 
 
 def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module, budget: int | None) -> dict[str, Any]:
