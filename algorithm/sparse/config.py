@@ -80,4 +80,6 @@ class PlanChoice(Section):
     rule: PlanConfig = PlanConfig()
     file: str | None = None
     merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit; None = the default")
+    weights: dict[str, float] = Field(default={}, description="merit by tensor name or ending, instead of the order: "
+                                      "the heaviest tensors that fit are trained")
     always: dict[str, Any] = Field(default={}, description="plan keys that every candidate of auto gets")

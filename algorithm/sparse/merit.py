@@ -180,6 +180,8 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
     """
     merit = candidate_plans(model, choice.merit, choice.always)
     if choice.choose == "auto":
+        if choice.weights:
+            return search(weighted_plans(model, choice.weights), model, cost, budget, progress, nested=True)
         return search(merit, model, cost, budget, progress)
     if choice.choose == "file":
         if choice.file is None:

@@ -181,6 +181,17 @@ def test_merit_ranges_and_weights() -> None:
         weighted_plans(small_model(), {"nothing": 1})
 
 
+def test_weights_given_by_tensor_choose_the_plan() -> None:
+    from algorithm.sparse import choose_plan
+    from algorithm.sparse.config import PlanChoice
+
+    model = small_model()
+    choice = PlanChoice(weights={"head.weight": 5, "norm1.bias": 2, "blocks.0.norm1.bias": 3})
+    found = choose_plan(choice, model, lambda plan: 100_000 * len(plan.parameters), 250_000)
+    assert found.best is not None
+    assert list(found.best.plan.parameters) == ["head.weight", "blocks.0.norm1.bias"]
+
+
 def test_the_merit_file_is_the_default() -> None:
     from algorithm.config import make_run_config
 
