@@ -53,13 +53,10 @@ class OutputConfig(Section):
 class CompileConfig(Section):
     """How the C is compiled and run."""
 
-    target: str = "host"
-    stack_bytes: int = Field(default=4096, ge=0)
     compiler: str = Field(default="zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
     optimize: str = "-O3"
     max_recompute: float = Field(default=3.0, ge=1, description="a plan is chosen only if it can run within so many "
                                  "times the multiply-accumulates of no recomputation")
-    solver_seconds: float = Field(default=10.0, ge=0)
 
 
 class RunConfig(Section):

@@ -140,6 +140,7 @@ def run_row(row: Row, gram: bool, steps: int) -> dict[str, Any]:
         return {**out, "fits": False, "smallest_ram_bytes": error.smallest, "binding": error.binding,
                 "nearest": nearest(row, model, compiler, budget), "compile_seconds": time.perf_counter() - start}
     out["compile_seconds"] = time.perf_counter() - start
+    out["smallest_ram_bytes"] = compiler.smallest_ram(selections(plan))
     return {**out, **execute(compiled, model, plan, row, steps)}
 
 

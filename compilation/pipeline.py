@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -107,9 +106,3 @@ def place_program(program: Program, capacity: int | None) -> None:
         if t.alias:
             t.offset = program.tensors[program.storage(t.name)].offset
     check_program_memory(program, height)
-
-
-def compile_model(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], budget: int | None = None,
-                  momentum: float = 0.0, name: str = "vit", **options: Any) -> Compiled:
-    """Capture and compile in one call; see `Compiler.compile`."""
-    return Compiler(model, spec, name).compile(plan, budget, momentum, **options)

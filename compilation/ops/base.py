@@ -6,7 +6,6 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -138,7 +137,3 @@ def register(cls: type[Op]) -> type[Op]:
         raise KeyError(f"operation {cls.name!r} is registered twice")
     REGISTRY[cls.name] = cls()
     return cls
-
-
-def nbytes(shape: Shape, itemsize: int = 4) -> int:
-    return math.prod(shape) * itemsize
