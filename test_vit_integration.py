@@ -79,12 +79,12 @@ def trace_of(model: torch.nn.Module, plan: UpdatePlan, steps: int = STEPS, momen
 def proven(check: Validation) -> None:
     check.require()
     assert check.loss_max_rel_error < 1e-5
-    assert len(check.tensors) > 0
+    assert check.resolved == len(check.tensors) > 0, "every tensor moved enough for its update to be checked"
 
 
 @pytest.mark.parametrize("budget", [None, "smallest"], ids=["kept", "smallest"])
 @pytest.mark.parametrize("name", PLANS)
-def test_c_is_as_close_to_float64_as_float32_pytorch_is(name: str, budget: str | None, tmp_path: Path) -> None:
+def test_c_computes_what_correct_float32_code_computes(name: str, budget: str | None, tmp_path: Path) -> None:
     model = small_model(**MODELS.get(name, {}))
     plan = resolve_plan(PlanConfig(**PLANS[name]), model)
     compiled = compile_small(model, plan, budget)

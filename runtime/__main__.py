@@ -18,7 +18,8 @@ from runtime.codegen.generate import STACK_BYTES, generate
 from runtime.errors import ReportError, RuntimeStageError
 from runtime.simulator import Measured, Simulator
 from runtime.toolchain import Build, available_builds
-from runtime.validate import RecordedRun, Validation, replay
+from runtime.validate import RecordedRun, replay
+from runtime.verdict import Outcome, Validation
 
 EPILOG = """\
 what it does (a folder of `python -m compilation` has no recorded run: its C is emitted, built and measured)
@@ -144,8 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for failure in failures[:5]:
         console.print(f"[red]{failure}[/]")
-    console.print("[red]not proven[/]" if failures else
-                  f"[green]proven:[/] the C code computes what PyTorch computes over {result.steps} steps")
+    if failures:
+        console.print(f"[red]{'not proven' if result.outcome is not Outcome.DIFFERS else 'differs: not proven'}[/]")
+    elif result.outcome is Outcome.AGREES:
+        console.print(f"[green]the losses agree[/] over {result.steps} steps; the weights were not compared (leave out "
+                      "--steps for the proof)")
+    else:
+        console.print(f"[green]proven:[/] the C code computes what PyTorch computes over {result.steps} steps")
     return 1 if failures else 0
 
 

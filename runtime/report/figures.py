@@ -66,14 +66,11 @@ def limit_line(left: float, right: float, y: float, label: str) -> str:
             f'<text class="limit-label" x="{right}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>')
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, log: bool = False, height: int = 300,
-               line: tuple[float, str] | None = None) -> str:
-    """An SVG of several curves; `line` draws a labelled horizontal limit. Non-finite values are left out."""
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, log: bool = False, height: int = 300) -> str:
+    """An SVG of several curves. Non-finite values are left out, with `log` those up to 0, too."""
     left, right, top, bottom = 72, 16, 34, 44
     inner_w, inner_h = WIDTH - left - right, height - top - bottom
     shown = [v for s in series for v in s.values if math.isfinite(v) and (v > 0 or not log)]
-    if line:
-        shown.append(line[0])
     if not shown:
         return '<p class="note">Nothing to draw.</p>'
     low, high = min(shown), max(shown)
@@ -105,8 +102,6 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, log: bool =
             out.append(f'<text class="tick" x="{x_at(int(t) - 1):.1f}" y="{height - bottom + 18}" '
                        f'text-anchor="middle">{int(t)}</text>')
     out.append(axis_labels(left + inner_w / 2, height, left, x_label, y_label))
-    if line:
-        out.append(limit_line(left, WIDTH - right, y_at(line[0]), line[1]))
     for s in series:
         at = [(x_at(i), y_at(v)) for i, v in enumerate(s.values) if math.isfinite(v) and (v > 0 or not log)]
         if s.points:

@@ -18,7 +18,7 @@ from runtime.codegen.generate import STACK_BYTES
 from runtime.errors import ReportError
 from runtime.report.figures import Series, bar, line_chart, memory_picture, number, scatter, smooth
 from runtime.simulator import Measured
-from runtime.validate import LOSS_LIMIT, Validation
+from runtime.verdict import Outcome, TensorCheck, Validation
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -71,8 +71,9 @@ class RunReport:
             "weight_max_abs_error": v.weight_max_abs_error,
             "loss_max_rel_error_float32": v.loss_max_rel_error_float32,
             "weight_max_abs_error_float32": v.weight_max_abs_error_float32,
-            "tensors_within_twice_float32": v.tensors_within_twice, "trained_tensors": len(v.tensors),
-            "validated": v.passed, "within_budget": self.within_budget, "schedule": self.schedule,
+            "trained_tensors": len(v.tensors), "tensors_right": sum(t.right for t in v.tensors),
+            "tensors_resolved": v.resolved, "verdict": v.outcome.value, "validated": v.passed,
+            "within_budget": self.within_budget, "schedule": self.schedule,
         }
 
     @property
@@ -121,9 +122,14 @@ def plan_rows(report: RunReport) -> list[dict[str, str]]:
             what = str(chosen)
         e = errors.get(t.name)
         rows.append({"name": t.source or t.name, "what": what, "count": f"{t.bytes // 4:,}",
-                     "moved": number(e.moved) if e else "", "c": number(e.c) if e else "",
-                     "float32": number(e.float32) if e else ""})
+                     **(tensor_figures(e) if e else dict.fromkeys(("moved", "error", "allowed", "float32", "share"), ""))})
     return rows
+
+
+def tensor_figures(t: TensorCheck) -> dict[str, str]:
+    """Largest change, errors and what they may be, of one trained tensor."""
+    return {"moved": number(t.moved), "error": number(t.error.largest), "allowed": number(t.allowed.largest),
+            "float32": number(t.float32.largest), "share": f"{100 * t.resolution:.2g} %" if t.resolved else "too little"}
 
 
 def figures(report: RunReport) -> dict[str, str]:
@@ -136,8 +142,9 @@ def figures(report: RunReport) -> dict[str, str]:
                               Series("C", v.losses.tolist(), "dot-c", points=True)], "step of the trace", "loss"),
         "errors": line_chart(
             [Series("PyTorch float32", distances(v.losses32, v.losses64), "dot-float32", points=True),
-             Series("C", distances(v.losses, v.losses64), "dot-c", points=True)],
-            "step of the trace", "distance of the loss from float64, relative", log=True, line=(LOSS_LIMIT, "allowed")),
+             Series("C", distances(v.losses, v.losses64), "dot-c", points=True),
+             Series("allowed", (v.allowed_losses / np.maximum(np.abs(v.losses64), 1e-30)).tolist(), "line-limit")],
+            "step of the trace", "distance of the loss from float64, relative", log=True),
     }
     if report.training_losses:
         window = max(1, len(report.training_losses) // 25)
@@ -183,11 +190,19 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
         ("loss, C against float64", f"{v.loss_max_rel_error:.1e} relative (float32 PyTorch "
                                     f"{v.loss_max_rel_error_float32:.1e}) over {v.steps} steps"),
         ("weights, C against float64", f"{v.weight_max_abs_error:.1e} absolute (float32 PyTorch "
-                                       f"{v.weight_max_abs_error_float32:.1e}); {v.tensors_within_twice} of "
-                                       f"{len(v.tensors)} tensors within twice float32's error each"),
-        ("verdict", "proven equal to PyTorch" if v.passed else "; ".join(v.failures()[:3])),
+                                       f"{v.weight_max_abs_error_float32:.1e}); "
+                                       f"{sum(t.right for t in v.tensors)} of {len(v.tensors)} tensors within what "
+                                       f"float32 allows, {v.resolved} of them moved enough to tell"),
+        ("verdict", verdict_text(v)),
         *report.facts.items(),
     ]
+
+
+def verdict_text(v: Validation) -> str:
+    """The verdict in words."""
+    if v.passed:
+        return f"proven equal to PyTorch: a fault of {100 * v.worst_resolution:.2g} % of an update would have shown"
+    return f"{'DIFFERS' if v.outcome is Outcome.DIFFERS else 'not proven'}: " + "; ".join(v.failures()[:3])
 
 
 def console_table(report: RunReport) -> Table:

@@ -15,6 +15,7 @@ from algorithm.models import GramConfig, LoraConfig, images_to_input, input_scal
 from algorithm.sparse import AppliedPlan, PlanConfig, Slice, UpdatePlan, resolve_plan
 from algorithm.training import Trace, TrainConfig, evaluate, finetune, image_order, record_trace, run_steps, save_model
 from algorithm.training.prefix import FrozenPrefix
+from algorithm.training.trace import WITNESSES
 from tests.algorithm.conftest import small_data, small_model
 
 RULES: list[dict] = [
@@ -187,6 +188,12 @@ def test_trace_round_trip(tmp_path) -> None:
         assert all(np.array_equal(ours[n], theirs[n]) for n in ours)
     assert np.array_equal(again.init["head.weight"], before["head.weight"].numpy())
     assert np.max(np.abs(trace.losses32 - trace.losses64)) < 1e-5
+    assert trace.witness_losses.shape == (WITNESSES, len(data))
+    assert np.array_equal(again.witness_losses, trace.witness_losses)
+    assert len(np.unique(trace.witness_distances["head.weight"][:, 1])) == WITNESSES, "witnesses are different programs"
+    for name, found in trace.witness_distances.items():
+        assert found.shape == (WITNESSES, 3) and np.array_equal(again.witness_distances[name], found)
+        assert found[:, 0].max() < 1e-5
     losses = finetune(model, plan, data, TrainConfig(lr=0.05, momentum=0.5, epochs=1)).losses
     np.testing.assert_allclose(losses, trace.losses32, rtol=1e-6)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from algorithm.training.trace import Trace
+from algorithm.training.trace import FORMAT, Trace
 from runtime.__main__ import main
 from runtime.errors import ReportError
 from runtime.report import RunReport, write_report
@@ -24,7 +24,8 @@ from tests.runtime.test_validate import record
 KEYS = {
     "budget_bytes", "ram_planned_bytes", "ram_measured_bytes", "arena_bytes", "arena_lower_bound_bytes", "flash_bytes",
     "macs_per_step", "trained_parameters", "plan", "accuracy_before", "accuracy_after", "trace_steps",
-    "loss_max_rel_error", "weight_max_abs_error", "loss_max_rel_error_float32", "weight_max_abs_error_float32"}
+    "loss_max_rel_error", "weight_max_abs_error", "loss_max_rel_error_float32", "weight_max_abs_error_float32",
+    "verdict", "validated", "trained_tensors", "tensors_right", "tensors_resolved"}
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_memory_picture_draws_every_buffer_at_its_place() -> None:
 def test_charts_survive_what_runs_produce() -> None:
     for values in ([1.0], [0.0, 0.0], [float("nan"), 1.0], [3.0, 1e-9]):
         ET.fromstring(line_chart([Series("a", values, "line-c")], "x", "y"))
-        ET.fromstring(line_chart([Series("a", values, "dot-c", points=True)], "x", "y", log=True, line=(1e-5, "limit")))
+        ET.fromstring(line_chart([Series("a", values, "dot-c", points=True)], "x", "y", log=True))
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert smooth([1.0, 3.0, 5.0], 2) == [1.0, 2.0, 4.0]
     assert [compact_bytes(v) for v in (12, 1500, 2e6)] == ["12 B", "1.5 kB", "2 MB"]
@@ -92,15 +93,18 @@ def run_folder(tmp_path: Path) -> Path:
     program, trace = toy.program("cols", 0.5), record()
     toy.write(program, tmp_path / "run/c", tmp_path / "kernels")
     (tmp_path / "run/program.json").write_text(program.to_json())
-    Trace(trace.images, trace.labels.astype(np.int64), trace.losses32, trace.losses64, trace.init, trace.final32,
-          trace.final64, trace.metadata).save(tmp_path / "run/trace.safetensors")
+    fields = {**vars(trace), "labels": trace.labels.astype(np.int64), "metadata": {**trace.metadata, "format": FORMAT}}
+    Trace(**fields).save(tmp_path / "run/trace.safetensors")
     return tmp_path / "run"
 
 
 def test_command_proves_a_run_folder(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_folder), "--builds"]) == 0
     out = capsys.readouterr().out
-    assert "proven" in out and "same bits" in out and "OTHER" not in out
+    assert "proven:" in out and "same bits" in out and "OTHER" not in out
+    assert main([str(run_folder), "--steps", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "the losses agree over 3 steps" in out and "proven:" not in out
 
 
 def test_command_notices_tampered_code(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
