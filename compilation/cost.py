@@ -1,11 +1,10 @@
-"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included), traffic."""
+"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from compilation.ops import REGISTRY
-from compilation.ops.base import Cost
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
 
@@ -13,17 +12,11 @@ FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
 STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures that less is used
 
 
-def call_cost(program: Program, call: Call) -> Cost:
-    """The cost of one call with its present settings (0 for pure renamings)."""
-    if call.op == "reshape":
-        return Cost(0)
-    if call.op not in REGISTRY:
-        return Cost(int(call.attrs.get("macs", 0)))
-    return REGISTRY[call.op].cost(site(program, call))
-
-
 def call_macs(program: Program, call: Call) -> int:
-    return call_cost(program, call).macs
+    """Multiply-accumulates of one call with its present settings (0 for pure renamings)."""
+    if call.op not in REGISTRY:
+        return int(call.attrs.get("macs", 0))
+    return REGISTRY[call.op].macs(site(program, call))
 
 
 def total_macs(program: Program) -> int:

@@ -81,12 +81,11 @@ class Compiler:
                                    "; no plan of the order of merit needs less"), smallest.ram, where, nearest)
 
     def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
-        """Place, check and cost a schedule."""
-        program = schedule.program
+        """Place, check and cost a schedule; the schedule itself stays as it is."""
+        program = schedule.program.copy()
         capacity = None if budget is None else budget - schedule.fixed
         place_program(program, capacity)
         verify(program, "place")
-        program.meta.pop("tail", None)
         cost = memory(program)
         trained = sum(int(np.prod(t.shape)) for t in program.tensors.values() if t.role.value == "trained")
         return Compiled(program, parameter_values(program, self.exported.parameters), cost, lower_bound(program),
@@ -101,8 +100,8 @@ def place_program(program: Program, capacity: int | None) -> None:
     placement = place(units, None if capacity is None else capacity // ALIGNMENT)
     height = placement.height * ALIGNMENT
     for n in life:
-        program.tensors[n].offset = placement.offsets[n] * ALIGNMENT
-    for t in program.tensors.values():
+        program.put(n, offset=placement.offsets[n] * ALIGNMENT)
+    for t in list(program.tensors.values()):
         if t.alias:
-            t.offset = program.tensors[program.storage(t.name)].offset
+            program.put(t.name, offset=program.tensors[program.storage(t.name)].offset)
     check_program_memory(program, height)

@@ -42,8 +42,8 @@ def verify(program: Program, after: str) -> None:
             defined.add(name)
             if tensor.alias and call.op != "reshape":
                 clobbered[tensor.alias] = name
-        for slot in call.updates:
-            updated[call.inputs[slot]] = i
+        for name in call.updates.values():
+            updated[name] = i
         _check_types(program, call, at)
 
 

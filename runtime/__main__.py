@@ -14,6 +14,7 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from compilation.program import Program
+from compilation.program_file import from_json
 from runtime.codegen.generate import STACK_BYTES, generate
 from runtime.errors import ReportError, RuntimeStageError
 from runtime.simulator import Measured, Simulator
@@ -66,7 +67,7 @@ def load(folder: Path) -> tuple[Program, RecordedRun | None]:
             raise ReportError(f"{folder} is no run folder: {name} is missing (run_vit_training.py writes one)")
     from algorithm.training.trace import Trace  # PyTorch: only where it is needed
     try:
-        program = Program.from_json((folder / "program.json").read_text())
+        program = from_json((folder / "program.json").read_text())
         if compiled:
             generate(program, load_file(folder / "values.safetensors"), folder / "c")
         trace = folder / "trace.safetensors"

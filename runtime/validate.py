@@ -50,9 +50,9 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
     if "lr" not in trace.metadata:
         raise ValidationError("the trace's metadata has no lr: record it with algorithm.training.record_trace")
     momentum = float(trace.metadata.get("momentum", 0.0))
-    if momentum != float(simulator.program.meta.get("momentum", 0.0)):
+    if momentum != simulator.program.momentum:
         raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "
-                              f"{float(simulator.program.meta.get('momentum', 0.0)):g}")
+                              f"{simulator.program.momentum:g}")
     planned = {parameter_of(t) for t in simulator.layout.trained}
     if odd := sorted(planned ^ set(trace.init)):
         raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in planned else 'the trace'} alone: they "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import fastest_first, grid, row_settings, tensor, width
 
 KEYS = 16                   # VT_KEYS: keys taken at a time
@@ -48,9 +48,9 @@ class Attention(Heads):
         n, packed = site.shapes["qkv"]
         return {"y": ((n, packed // 3), "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, w, _, t = self.sizes(site)
-        return Cost(2 * n * n * w, 4 * n * w * (1 + 2 * -(-n // t)), 4 * n * w)
+    def macs(self, site: Site) -> int:
+        n, w, _, _ = self.sizes(site)
+        return 2 * n * n * w
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)
@@ -70,9 +70,9 @@ class AttentionGrad(Heads):
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"d_qkv": (site.shapes["qkv"], "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, w, _, t = self.sizes(site)
-        return Cost(7 * n * n * w, 4 * n * w * (2 + 7 * -(-n // t)), 4 * n * w * (1 + 2 * -(-n // t)))
+    def macs(self, site: Site) -> int:
+        n, w, _, _ = self.sizes(site)
+        return 7 * n * n * w
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)

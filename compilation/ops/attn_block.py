@@ -9,15 +9,13 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.attention import KEYS
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
     blocks,
     by_columns,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -124,9 +122,9 @@ class AttnBlock(AttentionOp):
         n = site.shapes["x"][0]
         return blocks(n, min(n, self.attr(site, "key_block")))
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         n, w = site.shapes["x"]
-        heads, q, t = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
+        heads, q = self.attr(site, "heads"), self.attr(site, "q_rows")
         r, rp = self.ranks(site)
         if q == 1:
             macs = 2 * n * w * heads + 4 * w * w + 3 * w * r * (1 + heads)
@@ -135,9 +133,7 @@ class AttnBlock(AttentionOp):
         macs += 2 * q * w * rp
         if (gram := self.gram(site)) is not None:
             macs += gram.forward_macs()
-        times = 1 if q == 1 else panels(n, t)
-        return Cost(macs, 4 * n * w * heads * 2, 4 * q * w * 3,
-                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + frozen_bytes(site, "gram_a", "gram_b"))
+        return macs
 
     def scratch(self, site: Site) -> int:
         n, w = site.shapes["x"]
@@ -256,18 +252,12 @@ class AttnBlockGrad(AttentionOp):
         share = 1 + first + second * (1 + ("d_proj_a" in wants) + (ls or "d_proj_b" in wants) + heads * ls)
         return n * w * (r * each + rp * (share + ("d_proj_b" in wants)))
 
-    def cost(self, site: Site) -> Cost:
-        n, w = site.shapes["x"]
-        _, inner, _ = self.needs(site)
-        q, t = self.attr(site, "q_rows"), self.attr(site, "rows")
-        macs = self._head_macs(site) if inner else 0
+    def macs(self, site: Site) -> int:
+        macs = self._head_macs(site) if self.needs(site)[1] else 0
         gram = self.gram(site)
         if gram is not None and any(self.gram_wants(site)):
             macs += gram.backward_macs(*self.gram_wants(site))
-        repeats = blocks(n, min(n, self.attr(site, "key_block")))
-        times = 2 if q == 1 else panels(n, t) * (1 + repeats + self.spare(site))
-        return Cost(macs, 4 * n * w * (4 + self.attr(site, "heads") * 2 * repeats), 4 * n * w * (3 + repeats),
-                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + 2 * frozen_bytes(site, "gram_a", "gram_b"))
+        return macs
 
     def _head_scratch(self, site: Site) -> int:
         """Floats for the attention of all heads."""

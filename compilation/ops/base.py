@@ -6,7 +6,7 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,17 +32,6 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one call costs. macs: fused multiply-adds executed in matrix products (the C counter's figure);
-    bytes_read / bytes_written: RAM traffic of tensors; flash: bytes of constants read, repeats included."""
-
-    macs: int
-    bytes_read: int = 0
-    bytes_written: int = 0
-    flash: int = 0
-
-
-@dataclass
 class Sample:
     """A test case: inputs (float64 arrays, matrices whole), attributes, and, for gradient operations,
     which gradients are wanted and which matrices are trained in part: slot -> (axis, index)."""
@@ -54,13 +43,13 @@ class Sample:
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Site:
     """What an operation may know of one call: the shapes and dtypes of its inputs, its attributes,
     the wanted outputs, and of each matrix how much is trained: slot -> (axis, n_trained)."""
 
     shapes: Shapes
-    attrs: dict[str, Any]
+    attrs: Mapping[str, Any]
     wants: frozenset[str] = frozenset()
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -103,8 +92,9 @@ class Op:
         """Integer fields of the C argument struct that are shapes (name -> value)."""
         raise NotImplementedError
 
-    def cost(self, site: Site) -> Cost:
-        raise NotImplementedError
+    def macs(self, site: Site) -> int:
+        """Fused multiply-adds executed in matrix products: exactly what the kernel counts with VT_COUNT."""
+        return 0
 
     def scratch(self, site: Site) -> int:
         """Bytes of scratch the kernel needs with these schedule attributes: exact, all of it used."""

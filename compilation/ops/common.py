@@ -58,16 +58,6 @@ def part_size(site: Site, slot: str) -> int:
     return math.prod(part_shape(site, slot))
 
 
-def frozen_bytes(site: Site, *slots: str) -> int:
-    """Bytes of constants in the given slots: the frozen part of matrices, whole vectors."""
-    total = 0
-    for slot in slots:
-        if slot in site.shapes:
-            size = math.prod(site.shapes[slot])
-            total += size - part_size(site, slot) if slot in site.parts else size
-    return 4 * total
-
-
 def stage_width(columns: int) -> int:
     """Lanes in which a weight gradient with that many packed columns is staged."""
     return width(columns, LANES)
@@ -102,7 +92,7 @@ def fastest_first(op: Op, site: Site, settings: Iterable[dict[str, Any]]) -> Ite
         at = Site(site.shapes, {**site.attrs, **s}, site.wants, site.parts)
         price = 1 + 3 / s.get("rows", 16)
         price *= (1 + 3 / s.get("chunk", 1024)) * (1 + 0.3 / s.get("gram_block", 1024))
-        rated.append((op.cost(at).macs * price, op.scratch(at), s))
+        rated.append((op.macs(at) * price, op.scratch(at), s))
     rated.sort(key=lambda r: (r[0], r[1]))
     least: int | None = None
     for _, scratch, s in rated:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import tensor, vector
 
 
@@ -24,10 +24,6 @@ class Elementwise(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"size": math.prod(site.shapes[self.inputs[0].name])}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes[self.inputs[0].name])
-        return Cost(0, size * len(self.inputs), size)
 
     def _samples(self, rng: np.random.Generator, *attrs: dict[str, Any]) -> Iterator[Sample]:
         for a in attrs or ({},):
@@ -142,10 +138,6 @@ class Scale(Op):
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
 
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, size, size, size)
-
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] * inputs["s"]}
 
@@ -168,10 +160,6 @@ class ScaleGrad(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["dy"][:-1]), "d": site.shapes["dy"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["dy"])
-        return Cost(0, size * (2 if site.has("x") else 1), size if "d_x" in site.wants else 0, size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_x": inputs["dy"] * inputs["s"]}

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
     by_columns,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -40,9 +38,9 @@ class Linear(Op):
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["x"][0]}
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         (n, c), o = site.shapes["x"], site.shapes["w"][0]
-        return Cost(n * o * c, 4 * n * c, 4 * n * o, frozen_bytes(site, "w", "b") * panels(n, self.attr(site, "rows")))
+        return n * o * c
 
     def scratch(self, site: Site) -> int:
         t = width(site.shapes["x"][0], self.attr(site, "rows"))
@@ -79,12 +77,10 @@ class LinearGrad(Op):
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["dy"][0]}
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         n, o = site.shapes["dy"]
         c = site.shapes["w"][1]
-        macs = n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
-        read = 4 * n * o * len(site.wants) + (4 * n * c if site.has("x") else 0)
-        return Cost(macs, read, 4 * n * c * ("d_x" in site.wants), frozen_bytes(site, "w") * ("d_x" in site.wants))
+        return n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
 
     def scratch(self, site: Site) -> int:
         if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):

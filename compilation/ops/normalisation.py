@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import frozen_bytes, tensor, vector
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import tensor, vector
 
 
 @register
@@ -27,10 +27,6 @@ class LayerNorm(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, 3 * size, size, frozen_bytes(site, "gamma", "beta") * math.prod(site.shapes["x"][:-1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.layer_norm(inputs["x"], inputs.get("gamma"), inputs.get("beta"), attrs["eps"])}
@@ -59,10 +55,6 @@ class LayerNormGrad(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, 6 * size, 2 * size, frozen_bytes(site, "gamma") * math.prod(site.shapes["x"][:-1]))
 
     def scratch(self, site: Site) -> int:
         return 4 * site.shapes["x"][-1] * len(site.wants & {"d_gamma", "d_beta"})

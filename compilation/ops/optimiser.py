@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import tensor, vector
 
 
@@ -24,10 +24,6 @@ class Sgd(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"size": math.prod(site.shapes["g"])}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["g"])
-        return Cost(0, 2 * size, size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {}

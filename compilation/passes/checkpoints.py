@@ -8,7 +8,6 @@ The result is an ordinary Program: recomputation is the same calls again, on new
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -48,7 +47,7 @@ def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Ch
         live = {t for t in live if last_read.get(t, -1) > i}
         reads_input_later = any(roles.get(t) is Role.INPUT and t == first_input and last_read[t] > i for t in last_read)
         if (len(live) == 1 and not reads_input_later) or i == len(forward) - 1:
-            cuts.append(next(iter(live), program.meta["loss"]))
+            cuts.append(next(iter(live), program.loss))
             segments.append(current)
             current = []
     owner = {t: k for k, seg in enumerate(segments) for c in seg for t in c.outputs.values()}
@@ -112,14 +111,12 @@ class Scheduler:
         stride: how many gradients in a row follow one recomputation between kept cuts. 2 keeps the input of the
         segment before while the gradient of the one behind it is made: one tensor more, but only then.
         """
-        program = copy.copy(self.base)
-        program.tensors = {n: copy.copy(t) for n, t in self.base.tensors.items()}
-        program.calls = [_copy(c) for seg in self.chain.segments for c in seg]
+        program = self.base.copy()
+        program.calls = [c for seg in self.chain.segments for c in seg]
         names = dict(enumerate(self.chain.cuts))
         for k in range(len(self.chain.segments) - 1, self.chain.kept - 1, -1):
             self._backward(program, k, names)
         self._reverse(program, source, self.chain.kept, slots, stride, True, names)
-        program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source], "stride": stride}
         return program
 
     def _reverse(self, program: Program, i: int, j: int, slots: int, stride: int, first: bool,
@@ -143,7 +140,7 @@ class Scheduler:
 
     def _backward(self, program: Program, k: int, names: dict[int, str]) -> None:
         rename = {self.chain.cuts[k]: names[k]}
-        program.calls += [_copy(c, rename) for c in self.chain.backward[k]]
+        program.calls += [c.renamed(rename) for c in self.chain.backward[k]]
 
     def _recompute(self, program: Program, i: int, k: int, names: dict[int, str]) -> dict[int, str]:
         """Forward again from cut i to cut k, on new tensors."""
@@ -154,12 +151,5 @@ class Scheduler:
                     old = self.base.tensors[t]
                     rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.shape, old.dtype, old.role,
                                                    old.source)).name
-                program.calls.append(_copy(c, rename))
+                program.calls.append(c.renamed(rename))
         return {**names, **{m: rename[self.chain.cuts[m]] for m in range(i, k + 1)}}
-
-
-def _copy(call: Call, rename: dict[str, str] | None = None) -> Call:
-    rename = rename or {}
-    return Call(call.op, {s: rename.get(t, t) for s, t in call.inputs.items()},
-                {s: rename.get(t, t) for s, t in call.outputs.items()}, dict(call.attrs), list(call.updates),
-                None, call.where)

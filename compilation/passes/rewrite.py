@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
@@ -17,8 +18,8 @@ def producers(program: Program) -> dict[str, Call]:
 def use_counts(program: Program) -> Counter[str]:
     """How many call slots read each tensor; the logits count as read once more by the user."""
     counts = Counter(t for c in program.calls for t in c.inputs.values())
-    if logits := program.meta.get("logits"):
-        counts[logits] += 1
+    if program.logits:
+        counts[program.logits] += 1
     return counts
 
 
@@ -48,7 +49,7 @@ def site(program: Program, call: Call) -> Site:
             axis = w.axis or "rows"
             parts[s] = (axis, len(w.index) if w.axis else w.shape[0])
     wants = frozenset(call.outputs) | {f"d_{s}" for s in call.updates}
-    return Site(shapes, dict(call.attrs), wants, parts)
+    return Site(shapes, call.attrs, wants, parts)
 
 
 def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], attrs: dict[str, object],
@@ -58,8 +59,7 @@ def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], att
     call = Call(op, inputs, {}, full, where=where)
     (slot, (shape, dtype)), = REGISTRY[op].infer(site(program, call)).items()
     result = program.add(Tensor(fresh(program, stem), shape, dtype, Role.ACTIVATION, source=where)).name
-    call.outputs = {slot: result}
-    program.calls.insert(program.calls.index(at), call)
+    program.calls.insert(program.position(at), replace(call, outputs={slot: result}))
     return result
 
 

@@ -191,11 +191,9 @@ def form_streams(program: Program, chosen: set[int] | None = None) -> int:
             continue
         attrs = {k: default for k, (_, default) in REGISTRY[chain.op].attrs.items()} | chain.attrs
         new = Call(chain.op, chain.inputs, {"y": result}, attrs, where=chain.where)
-        last = max(chain.calls, key=program.calls.index)
-        program.calls[program.calls.index(last)] = new
+        last = max(chain.calls, key=program.position)
         for c in chain.calls:
-            if c is not last:
-                program.calls.remove(c)
+            program.replace_call(c, *([new] if c is last else []))
             for t in c.outputs.values():
                 if t != result:
                     del program.tensors[t]

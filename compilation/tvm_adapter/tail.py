@@ -6,15 +6,15 @@ Slow, naive loops; correct and portable under the same laws as the kernels (fixe
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
 
 from compilation.errors import UnsupportedOperationError
-from compilation.memory.liveness import padded
-from compilation.program import Program, Role, Tensor
-from compilation.tvm_adapter.gradient import RELAX_DTYPE, rebuild_tail
+from compilation.program import Call, Program
+from compilation.tvm_adapter.keep import RELAX_DTYPE, rebuild_call
 
 LOWER = tvm.ir.transform.Sequential([
     relax.transform.LegalizeOps(), s_tir.transform.LowerInitBlock(),
@@ -33,35 +33,31 @@ def lower_tail(program: Program) -> None:
 
     Raises UnsupportedOperationError naming the operation and its module path.
     """
-    tail = program.meta.get("tail", {})
-    for call in program.calls:
+    for at, call in enumerate(program.calls):
         if not call.op.startswith("relax:"):
             continue
         result, = call.outputs.values()
         where = f"{call.op.removeprefix('relax:')} in {call.where or program.tensors[result].source or 'the model'}"
         try:
-            symbol, source, work = _to_c(program, tail[result], call.inputs)
+            symbol, source, work = _to_c(program, call)
         except UnsupportedOperationError:
             raise
         except Exception as error:
             raise UnsupportedOperationError(
                 f"operation {where} has no kernel and cannot be legalised ({str(error).strip().splitlines()[-1]}): "
                 "replace it by supported operations, or freeze nothing above it") from error
-        call.op = f"tir:{symbol}"
-        call.inputs = {f"in{i}": t for i, t in enumerate(call.inputs.values())}
-        call.outputs = {"out0": result}
-        call.attrs = {"symbol": symbol, "c_source": source, "work_bytes": work}
-        if work:
-            call.scratch = program.add(Tensor(f"work.{result}", (padded(work),), "u8", Role.SCRATCH, call.where)).name
+        program.calls[at] = replace(
+            call, op=f"tir:{symbol}", inputs={f"in{i}": t for i, t in enumerate(call.inputs.values())},
+            outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work})
 
 
-def _to_c(program: Program, expr: relax.Call, inputs: dict[str, str]) -> tuple[str, str, int]:
-    tensors = [program.tensors[t] for t in inputs.values()]
+def _to_c(program: Program, call: Call) -> tuple[str, str, int]:
+    tensors = [program.tensors[t] for t in call.inputs.values()]
     variables = [relax.Var(f"in{i}", relax.TensorType(list(t.shape), RELAX_DTYPE[t.dtype])) for i, t in enumerate(tensors)]
     builder = relax.BlockBuilder()
     with builder.function("main", variables):
         with builder.dataflow():
-            out = builder.emit_output(builder.emit(rebuild_tail(expr, dict(zip(inputs, variables, strict=True)))))
+            out = builder.emit_output(builder.emit(rebuild_call(call, dict(zip(call.inputs, variables, strict=True)))))
         builder.emit_func_output(out)
     module = LOWER(builder.get())
     functions = {g.name_hint: f for g, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}

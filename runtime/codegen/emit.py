@@ -64,7 +64,7 @@ def site_of(program: Program, call: Call, op: Op) -> Site:
         elif (table := table_values(program, name)) is not None:
             shapes[slot] = (len(table),)
     wants = frozenset(call.outputs) | {gradient_slot(slot) for slot in call.updates}
-    return Site(shapes, dict(call.attrs), wants, parts)
+    return Site(shapes, call.attrs, wants, parts)
 
 
 def gradient_slot(slot: str) -> str:
@@ -141,10 +141,7 @@ class Emitter:
 
     def trained_of(self, call: Call, slot: str) -> str:
         """The TRAINED tensor behind a parameter slot that the call updates."""
-        slot = slot.removeprefix("d_")
-        name = call.inputs.get(slot)
-        if name is None:
-            raise CodegenError(f"updates {slot}, but has no such input")
+        name = call.updates[slot]
         if name in self.program.weights:
             trained = self.program.weights[name].trained
             if trained is None:

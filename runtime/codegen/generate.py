@@ -62,12 +62,11 @@ class Generated:
 
 
 def find_interface(program: Program) -> Interface:
-    """Image, label, logits and loss, from `meta` ({"image": tensor name, ...}) or from roles and types."""
+    """Image, label, logits and loss, as the Program names them, or from roles and types."""
     def named(key: str, candidates: list[Tensor]) -> Tensor | None:
-        name = program.meta.get(key)
-        if isinstance(name, str):
+        if name := getattr(program, key):
             if name not in program.tensors:
-                raise CodegenError(f"meta says {key} is tensor {name}, which does not exist")
+                raise CodegenError(f"the Program says that {key} is tensor {name}, which does not exist")
             return program.tensors[name]
         return candidates[0] if candidates else None
 
@@ -196,7 +195,7 @@ def render(program: Program, layout: Layout, interface: Interface, calls: list[C
         "interface": interface, "calls": calls, "predict_calls": program.predict_calls,
         "tir": list(emitter.tir.values()),
         "entries": entries, "stack_bytes": STACK_BYTES, "digest": weights_digest,
-        "momentum": float(program.meta.get("momentum", 0.0)),
+        "momentum": program.momentum,
         "image_place": layout.places[program.storage(interface.image.name)],
         "label_pointer": emitter.pointer(interface.label.name) if interface.label else "",
         "logits_pointer": emitter.pointer(interface.logits.name),

@@ -67,13 +67,13 @@ def refuse(program: Program, tmp_path: Path, *words: str, values: dict[str, np.n
 
 def test_refuses_an_unplaced_tensor(tmp_path: Path) -> None:
     program = toy.program()
-    program.tensors["d_logits"].offset = None
+    program.put("d_logits", offset=None)
     refuse(program, tmp_path, "d_logits", "placement")
 
 
 def test_refuses_an_unknown_operation_with_its_module(tmp_path: Path) -> None:
     program = toy.program()
-    program.calls[0].op = "toy_unknown"
+    program.calls[0] = replace(program.calls[0], op="toy_unknown")
     refuse(program, tmp_path, "toy_unknown", "fc", "compilation/ops")
 
 
