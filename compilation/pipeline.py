@@ -11,6 +11,7 @@ from torch import nn
 from compilation.capture import Exported, InputSpec, capture
 from compilation.cost import Memory, memory
 from compilation.errors import BudgetError
+from compilation.judge import judge
 from compilation.memory.liveness import ALIGNMENT, lifetimes, lower_bound, padded
 from compilation.memory.placement import Item, place
 from compilation.memory.validate import check_program_memory
@@ -18,7 +19,6 @@ from compilation.passes.training import Selection, parameter_values
 from compilation.program import Program
 from compilation.scheduling import Planner, Schedule, binding
 from compilation.tvm_adapter import import_model
-from compilation.verify import verify
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Compiler:
         program = schedule.program.copy()
         capacity = None if budget is None else budget - schedule.fixed
         place_program(program, capacity)
-        verify(program, "place")
+        judge(program, "place")
         cost = memory(program)
         trained = sum(int(np.prod(t.shape)) for t in program.tensors.values() if t.role.value == "trained")
         return Compiled(program, parameter_values(program, self.exported.parameters), cost, lower_bound(program),
@@ -94,14 +94,13 @@ class Compiler:
 
 
 def place_program(program: Program, capacity: int | None) -> None:
-    """Give every arena tensor its offset; the judge checks the result. Raises PlacementError."""
+    """Give every arena tensor its offset; a judge of its own checks the result. Raises PlacementError."""
     life = lifetimes(program)
     units = [Item(n, *life[n], padded(program.tensors[n].bytes) // ALIGNMENT) for n in life]
     placement = place(units, None if capacity is None else capacity // ALIGNMENT)
-    height = placement.height * ALIGNMENT
     for n in life:
         program.put(n, offset=placement.offsets[n] * ALIGNMENT)
     for t in list(program.tensors.values()):
         if t.alias:
             program.put(t.name, offset=program.tensors[program.storage(t.name)].offset)
-    check_program_memory(program, height)
+    check_program_memory(program, placement.height * ALIGNMENT)

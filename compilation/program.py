@@ -8,6 +8,7 @@ as stable text and is written as JSON (`to_json`), which `compilation.program_fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 DTYPE_BYTES = {"f32": 4, "i32": 4, "u16": 2, "u8": 1}
+INDICES = 1 << 16   # index lists are u16 on the device: so many rows or columns can be told apart
 TEXT_LIMIT = 40     # characters of an attribute that `Program.text` shows; of longer ones it says how long they are
 
 
@@ -216,8 +218,15 @@ class Program:
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
-        """Every field by its name; tensors and weights by theirs."""
-        return json.dumps({f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}, indent=1)
+        """Every field by its name, tensors and weights by theirs, and a digest of it all (`program_file` reads it)."""
+        return json.dumps({**self._members(), "digest": self.digest()}, indent=1)
+
+    def digest(self) -> str:
+        """Names the content, order included, however it is laid out in a file."""
+        return hashlib.sha256(json.dumps(self._members()).encode()).hexdigest()
+
+    def _members(self) -> dict[str, Any]:
+        return {f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}
 
 
 def _pairs(slots: Mapping[str, str]) -> str:

@@ -1,14 +1,22 @@
-"""Programs read back from JSON: every field present, known and of its type, before anything else looks at them."""
+"""Programs read back from JSON: what stands in a file is believed no more than what a pass has made.
+
+First every field must be present, known and of its type; then the Program is verified and its memory plan judged as
+that of one just compiled; at last the content must be the one that the file's digest names, so that no change by hand
+goes unnoticed, sensible or not.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from compilation.errors import ProgramFileError
+from compilation.errors import PlacementError, ProgramFileError, VerificationError
+from compilation.judge import judge
 from compilation.program import DTYPE_BYTES, Call, Program, Role, Tensor, Weight
+from compilation.verify import verify
 
 LARGEST = 2**31 - 1     # sizes, offsets and integer attributes are int32_t on the device
 Check = Callable[[Any], Any]
@@ -18,25 +26,51 @@ class _Wrong(ValueError):
     """What is expected, and where below the value at hand."""
 
 
-def from_json(text: str) -> Program:
-    """The Program that `Program.to_json` wrote. Only types are judged here (`verify` and the memory's judge do the rest).
+def read_program(path: Path) -> Program:
+    """The finished Program in a file (`program.json`), verified and its memory plan judged.
 
-    Raises ProgramFileError saying which field of what is wrong, and what is expected there.
+    Raises ProgramFileError naming the file, the call or tensor, and what is wrong with it.
     """
     try:
-        raw = json.loads(text, object_pairs_hook=_once)
-        program = Program(**_record(PROGRAM)(raw))
+        return from_json(path.read_text(), judge)
+    except OSError as error:
+        raise ProgramFileError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ProgramFileError(f"{path}: not a text file") from None
+    except ProgramFileError as error:       # the file may hold any characters
+        line = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+        raise ProgramFileError(f"{path}: {line}") from None
+
+
+def from_json(text: str, check: Callable[[Program], None] = verify) -> Program:
+    """The Program that `Program.to_json` wrote, at any stage. check: its judge.
+
+    Raises ProgramFileError saying which field or call is wrong, and what is expected there.
+    """
+    program, digest = _parse(text)
+    try:
+        check(program)
+    except (VerificationError, PlacementError) as error:
+        raise ProgramFileError(str(error)) from None
+    if digest != program.digest():
+        raise ProgramFileError("the content is not what its digest names: it was changed by hand; compile again")
+    return program
+
+
+def _parse(text: str) -> tuple[Program, str]:
+    try:
+        members = _record({**PROGRAM, "digest": TEXT})(json.loads(text, object_pairs_hook=_once))
+        digest = members.pop("digest")
+        program = Program(**members)
         for kind, items in (("tensor", program.tensors), ("weight", program.weights)):
             for key, item in items.items():
                 if key != item.name:
                     raise _Wrong(f"the {kind} under {key!r} calls itself {item.name!r}")
-    except json.JSONDecodeError as error:
-        raise ProgramFileError(f"not JSON, or cut short: {error}") from None
-    except RecursionError:
-        raise ProgramFileError("no Program: nested too deeply") from None
     except _Wrong as error:
         raise ProgramFileError(str(error)) from None
-    return program
+    except (ValueError, RecursionError) as error:       # JSONDecodeError, a number of too many digits
+        raise ProgramFileError(f"not JSON, or cut short: {error}") from None
+    return program, digest
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from safetensors.numpy import load_file
 
+from compilation.errors import ProgramFileError
 from compilation.program import Program
-from compilation.program_file import from_json
+from compilation.program_file import read_program
 from runtime.codegen.generate import STACK_BYTES, generate
 from runtime.errors import ReportError, RuntimeStageError
 from runtime.simulator import Measured, Simulator
@@ -67,11 +68,13 @@ def load(folder: Path) -> tuple[Program, RecordedRun | None]:
             raise ReportError(f"{folder} is no run folder: {name} is missing (run_vit_training.py writes one)")
     from algorithm.training.trace import Trace  # PyTorch: only where it is needed
     try:
-        program = from_json((folder / "program.json").read_text())
+        program = read_program(folder / "program.json")
         if compiled:
             generate(program, load_file(folder / "values.safetensors"), folder / "c")
         trace = folder / "trace.safetensors"
         return program, Trace.load(trace) if trace.is_file() else None
+    except ProgramFileError as error:
+        raise ReportError(str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ReportError(f"{folder} is damaged: {error}") from None
 

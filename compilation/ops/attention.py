@@ -9,15 +9,25 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
-from compilation.ops.common import fastest_first, grid, row_settings, tensor, width
+from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, width
 
 KEYS = 16                   # VT_KEYS: keys taken at a time
 
 
+def check_heads(features: int, heads: int) -> None:
+    if features % heads:
+        raise ValueError(f"{heads} heads do not divide {features} features")
+
+
 class Heads(Op):
     source = "vt_attention.c"
+    indices = "qkv: n 3*w, dy: n w"
     attrs = {"heads": ("int32_t", 1), "rows": ("int32_t", 16)}
+    legal = {"heads": COUNT, "rows": ROWS}
     schedule = ("rows",)
+
+    def check(self, site: Site) -> None:
+        check_heads(site.shapes["qkv"][1] // 3, self.attr(site, "heads"))
 
     def dims(self, site: Site) -> dict[str, int]:
         n, packed = site.shapes["qkv"]

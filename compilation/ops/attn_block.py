@@ -8,11 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.attention import KEYS
+from compilation.ops.attention import KEYS, check_heads
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    FLAG,
+    ROWS,
     blocks,
     by_columns,
+    check_eps,
+    check_pairs,
     fastest_first,
     grid,
     matrix,
@@ -37,7 +42,21 @@ class AttentionOp(Op):
     attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
              "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
              "gram_block": ("int32_t", 64), "qkv_scale": ("float", 1.0), "proj_scale": ("float", 1.0)}
+    indices = ("x: n d, gamma: d, beta: d, wqkv: 3*d d, bqkv: 3*d, wproj: d d, bproj: d, ls: d, gram_a: n g, gram_b: g d, "
+               "qkv_a: r d, qkv_b: 3*d r, proj_a: p d, proj_b: d p, dy: q d")
+    legal = {"norm": FLAG, "heads": COUNT, "residual": FLAG, "q_rows": COUNT, "rows": ROWS, "key_block": COUNT,
+             "gram_block": COUNT, "spare": FLAG}
     schedule: ClassVar[tuple[str, ...]] = ("rows", "key_block", "gram_block")
+
+    def check(self, site: Site) -> None:
+        (n, d), q = site.shapes["x"], self.attr(site, "q_rows")
+        check_heads(d, self.attr(site, "heads"))
+        check_eps(self.attr(site, "eps"))
+        check_pairs(site, ("gram_a", "gram_b"), ("qkv_a", "qkv_b"), ("proj_a", "proj_b"))
+        if q not in (1, n):
+            raise ValueError(f"one row is made or all {n}, not {q}")
+        if site.shapes.get("dy", (q,))[0] != q:
+            raise ValueError(f"dy has {site.shapes['dy'][0]} rows, the result {q}")
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]
@@ -112,10 +131,7 @@ class AttnBlock(AttentionOp):
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        (n, d), q = site.shapes["x"], self.attr(site, "q_rows")
-        if q not in (1, n):
-            raise ValueError(f"attn_block makes one row or all {n}, not {q}")
-        return {"y": ((q, d), "f32")}
+        return {"y": ((self.attr(site, "q_rows"), site.shapes["x"][1]), "f32")}
 
     def repeats(self, site: Site) -> int:
         """How often the last head computes its queries."""

@@ -6,8 +6,9 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,13 +23,14 @@ class Slot:
     """An argument of an operation.
 
     kind: "tensor" (a plain buffer), "vector" (a 1-D or small parameter; trainable as a whole),
-    "matrix" (a Weight, possibly in two parts; see `program.Weight`).
+    "matrix" (a Weight, possibly in two parts; see `program.Weight`), "index" (a constant list of columns of the slot `of`).
     """
 
     name: str
     kind: str = "tensor"
     optional: bool = False
     dtype: str = "f32"
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,22 @@ class Op:
     source: ClassVar[str]                       # file in runtime/kernels
     inputs: ClassVar[tuple[Slot, ...]]
     outputs: ClassVar[tuple[Slot, ...]]
+    indices: ClassVar[str]                      # the axes of the inputs, as in "x: n c, w: o c, b: o" (ops/indices.py)
     attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
+    legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     gradient: ClassVar[str | None] = None       # name of the gradient operation
+    own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         """Output slot -> (shape, dtype), for every output slot the site can have."""
         raise NotImplementedError
+
+    def check(self, site: Site) -> None:
+        """What shapes and attributes have to satisfy beyond `indices` and `legal`. Raises ValueError."""
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         """Float64 NumPy reference; gradient operations return every gradient (matrices whole)."""
@@ -111,11 +119,19 @@ class Op:
         """An attribute's value at this call, or its default."""
         return site.attrs.get(name, self.attrs[name][1])
 
-    def slot(self, name: str) -> Slot:
-        for s in (*self.inputs, *self.outputs):
-            if s.name == name:
-                return s
-        raise KeyError(f"operation {self.name} has no slot {name!r}")
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """Input and output slots by name."""
+        return {s.name: s for s in (*self.inputs, *self.outputs)}
+
+    def defaults(self) -> dict[str, Any]:
+        """Every attribute at its default."""
+        return {name: default for name, (_, default) in self.attrs.items()}
+
+    def updatable(self) -> set[str]:
+        """Parameter slots that `Call.updates` may name."""
+        fused = {s.name.removeprefix("d_") for s in self.outputs if s.name.startswith("d_") and s.kind != "tensor"}
+        return fused | ({self.own_update} if self.own_update else set())
 
 
 REGISTRY: dict[str, Op] = {}

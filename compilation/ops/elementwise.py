@@ -10,7 +10,7 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
-from compilation.ops.common import tensor, vector
+from compilation.ops.common import FLAG, tensor, vector
 
 
 class Elementwise(Op):
@@ -18,6 +18,7 @@ class Elementwise(Op):
 
     source = "vt_elementwise.c"
     result = "y"
+    indices = "x: *, a: *, b: *, dy: *"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {self.result: (site.shapes[self.inputs[0].name], "f32")}
@@ -37,7 +38,7 @@ class Gelu(Elementwise):
 
     name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    attrs = {"tanh": ("int32_t", 0)}
+    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
     inplace, rowwise = {"y": "x"}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -53,7 +54,7 @@ class GeluGrad(Elementwise):
 
     name, symbol, result = "gelu_grad", "vt_gelu_grad", "d_x"
     inputs, outputs = (tensor("x"), tensor("dy")), (tensor("d_x"),)
-    attrs = {"tanh": ("int32_t", 0)}
+    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
     inplace = {"d_x": "dy"}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -130,6 +131,7 @@ class Scale(Op):
 
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs = (tensor("x"), vector("s")), (tensor("y"),)
+    indices = "x: n d, s: d"
     inplace, rowwise = {"y": "x"}, ("x",)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -153,6 +155,7 @@ class ScaleGrad(Op):
     name, symbol, source = "scale_grad", "vt_scale_grad", "vt_elementwise.c"
     inputs = (tensor("x", optional=True), vector("s"), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_s"))
+    indices = "x: n d, s: d, dy: n d"
     inplace, needed_for = {"d_x": "dy"}, {"x": ("d_s",)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:

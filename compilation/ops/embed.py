@@ -10,6 +10,8 @@ import numpy as np
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    ROWS,
     fastest_first,
     grid,
     matrix,
@@ -28,6 +30,17 @@ PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), 
 
 class Embedding(Op):
     source = "vt_patch_embed.c"
+    indices = "image: h v c, w: d k, b: d, scale: c, shift: c, prefix: p d, pos: t d, dy: t d"
+    legal = {"patch": COUNT, "rows": ROWS}
+
+    def check(self, site: Site) -> None:
+        (h, w, c), patch = site.shapes["image"], self.attr(site, "patch")
+        if h % patch or w % patch or site.shapes["w"][1] != c * patch * patch:
+            raise ValueError(f"patches of {patch} x {patch} x {c} do not fit an image of {h} x {w} and a weight with "
+                             f"{site.shapes['w'][1]} columns")
+        for slot in ("pos", "dy"):
+            if site.has(slot) and site.shapes[slot][0] != self.tokens(site):
+                raise ValueError(f"{slot} has {site.shapes[slot][0]} rows, not {self.tokens(site)}")
 
     def patches(self, site: Site) -> int:
         h, w, _ = site.shapes["image"]
@@ -132,6 +145,7 @@ class NormalizeImage(Op):
 
     name, symbol, source = "normalize_image", "vt_normalize_image", "vt_image.c"
     inputs, outputs = (tensor("image", dtype="u8"), vector("scale"), vector("shift")), (tensor("y"),)
+    indices = "image: h w c, scale: c, shift: c"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         h, w, c = site.shapes["image"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
-from compilation.ops.common import fastest_first, grid, row_settings, tensor, vector, width
+from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, vector, width
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def rank_blocks(r: int) -> list[int]:
 
 class GramOp(Op):
     source = "vt_gram.c"
+    indices = "x: n d, a: n r, b: r d, dy: n d"
     attrs = {"rows": ("int32_t", 16), "gram_block": ("int32_t", 64)}
+    legal = {"rows": ROWS, "gram_block": COUNT}
     schedule = ("rows", "gram_block")
 
     def dims(self, site: Site) -> dict[str, int]:

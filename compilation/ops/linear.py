@@ -9,6 +9,8 @@ import numpy as np
 
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    FLAG,
+    ROWS,
     by_columns,
     fastest_first,
     grid,
@@ -29,7 +31,8 @@ class Linear(Op):
 
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
-    attrs = {"rows": ("int32_t", 16)}
+    indices = "x: n c, w: o c, b: o"
+    attrs, legal = {"rows": ("int32_t", 16)}, {"rows": ROWS}
     schedule, rowwise = ("rows",), ("x",)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -67,8 +70,17 @@ class LinearGrad(Op):
     name, symbol, source = "linear_grad", "vt_linear_grad", "vt_linear.c"
     inputs = (tensor("x", True), matrix("w"), tensor("dy"))
     outputs = (tensor("d_x"), matrix("d_w"), vector("d_b"))
-    attrs = {"x_sliced": ("int32_t", 0)}
+    indices = "x: n k, w: o c, dy: n o"
+    attrs, legal = {"x_sliced": ("int32_t", 0)}, {"x_sliced": FLAG}
     needed_for = {"x": ("d_w",)}
+
+    def check(self, site: Site) -> None:
+        sliced = bool(self.attr(site, "x_sliced"))
+        columns = (part_shape(site, "w") if sliced else site.shapes["w"])[1]
+        if sliced and not by_columns(site, "w"):
+            raise ValueError("x_sliced asks for a weight that is trained by columns")
+        if site.has("x") and site.shapes["x"][1] != columns:
+            raise ValueError(f"x has {site.shapes['x'][1]} columns, not {columns}")
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         n, o = site.shapes["dy"]

@@ -14,6 +14,7 @@ from compilation.ops.common import tensor
 
 class Loss(Op):
     source = "vt_loss.c"
+    indices = "logits: 1 k, label: 1"
     inputs = (tensor("logits"), tensor("label", dtype="i32"))
 
     def dims(self, site: Site) -> dict[str, int]:

@@ -10,7 +10,12 @@ import numpy as np
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    FLAG,
+    ROWS,
     by_columns,
+    check_eps,
+    check_pairs,
     fastest_first,
     grid,
     matrix,
@@ -34,7 +39,14 @@ class Mlp(Op):
     attrs = {"eps": ("float", 1e-6), "act": ("int32_t", 0), "norm": ("int32_t", 1), "residual": ("int32_t", 1),
              "rows": ("int32_t", 16), "chunk": ("int32_t", 64), "fc1_scale": ("float", 1.0),
              "fc2_scale": ("float", 1.0)}
+    indices = ("x: n d, gamma: d, beta: d, w1: h d, b1: h, w2: d h, b2: d, ls: d, fc1_a: r d, fc1_b: h r, fc2_a: s h, "
+               "fc2_b: d s, dy: n d")
+    legal = {"act": range(3), "norm": FLAG, "residual": FLAG, "rows": ROWS, "chunk": COUNT}
     schedule = ("rows", "chunk")
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
+        check_pairs(site, ("fc1_a", "fc1_b"), ("fc2_a", "fc2_b"))
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]

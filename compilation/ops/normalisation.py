@@ -10,7 +10,7 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
-from compilation.ops.common import tensor, vector
+from compilation.ops.common import check_eps, tensor, vector
 
 
 @register
@@ -19,8 +19,11 @@ class LayerNorm(Op):
 
     name, symbol, source, gradient = "layer_norm", "vt_layer_norm", "vt_layer_norm.c", "layer_norm_grad"
     inputs, outputs = (tensor("x"), vector("gamma", True), vector("beta", True)), (tensor("y"),)
-    attrs = {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, beta: d", {"eps": ("float", 1e-6)}
     inplace, rowwise = {"y": "x"}, ("x",)
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}
@@ -45,9 +48,12 @@ class LayerNormGrad(Op):
     name, symbol, source = "layer_norm_grad", "vt_layer_norm_grad", "vt_layer_norm.c"
     inputs = (tensor("x"), vector("gamma", True), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_gamma"), vector("d_beta"))
-    attrs = {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, dy: n d", {"eps": ("float", 1e-6)}
     inplace = {"d_x": "dy"}
     needed_for = {"gamma": ("d_x",)}
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         d = site.shapes["x"][-1:]

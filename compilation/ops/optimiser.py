@@ -18,6 +18,7 @@ class Sgd(Op):
 
     name, symbol, source = "sgd", "vt_sgd", "vt_elementwise.c"
     inputs, outputs = (vector("p"), tensor("g")), ()
+    indices, own_update = "", "p"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {}

@@ -55,7 +55,7 @@ def site(program: Program, call: Call) -> Site:
 def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], attrs: dict[str, object],
                 stem: str, where: str) -> str:
     """Insert a one-output call before `at`; returns its result."""
-    full = {k: default for k, (_, default) in REGISTRY[op].attrs.items()} | attrs
+    full = REGISTRY[op].defaults() | attrs
     call = Call(op, inputs, {}, full, where=where)
     (slot, (shape, dtype)), = REGISTRY[op].infer(site(program, call)).items()
     result = program.add(Tensor(fresh(program, stem), shape, dtype, Role.ACTIVATION, source=where)).name

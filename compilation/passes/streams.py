@@ -189,7 +189,7 @@ def form_streams(program: Program, chosen: set[int] | None = None) -> int:
     for i, (chain, result) in enumerate(chains):
         if chosen is not None and i not in chosen:
             continue
-        attrs = {k: default for k, (_, default) in REGISTRY[chain.op].attrs.items()} | chain.attrs
+        attrs = REGISTRY[chain.op].defaults() | chain.attrs
         new = Call(chain.op, chain.inputs, {"y": result}, attrs, where=chain.where)
         last = max(chain.calls, key=program.position)
         for c in chain.calls:

@@ -41,7 +41,7 @@ class Builder:
 
     def _emit(self, op: str, inputs: dict[str, str], attrs: dict[str, Any] | None = None, hint: str = "") -> str:
         """Append a registry call with one output `y`; returns the tensor's name."""
-        attrs = {k: default for k, (_, default) in REGISTRY[op].attrs.items()} | (attrs or {})
+        attrs = REGISTRY[op].defaults() | (attrs or {})
         site = Site({s: self.program.tensors[t].shape for s, t in inputs.items()}, attrs)
         shape, dtype = REGISTRY[op].infer(site)["y"]
         out = self._tensor(hint or (f"{self.where}.{op}" if self.where else op), shape, dtype)

@@ -155,7 +155,7 @@ class _Reader:
         outputs: dict[str, str] = {}
         for s, shape in gradients.items():
             outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
-        self.calls.append(Call(op.name, inputs, outputs, attrs, where=where))
+        self.calls.append(Call(op.name, inputs, outputs, {**op.defaults(), **attrs}, where=where))
         return list(outputs.values())
 
     def _only_needed(self, needed: set[str]) -> list[Call]:

@@ -131,3 +131,4 @@ class Importer(Recogniser):
         used = {t for c in self.program.calls for t in c.inputs.values()}
         for name in [n for n, t in self.program.tensors.items() if t.role is Role.CONSTANT and n not in used]:
             del self.program.tensors[name]
+            self.program.constants.pop(name, None)

@@ -48,7 +48,7 @@ def lower_tail(program: Program) -> None:
                 "replace it by supported operations, or freeze nothing above it") from error
         program.calls[at] = replace(
             call, op=f"tir:{symbol}", inputs={f"in{i}": t for i, t in enumerate(call.inputs.values())},
-            outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work})
+            outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work, "macs": 0})
 
 
 def _to_c(program: Program, call: Call) -> tuple[str, str, int]:
