@@ -12,7 +12,7 @@ import numpy as np
 
 from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
-from compilation.program import Call, Program, Role
+from compilation.program import VIEW, Call, Program, Role
 
 
 class Interpreter:
@@ -48,7 +48,7 @@ class Interpreter:
         return whole
 
     def _run(self, call: Call, lr: float, momentum: float) -> None:
-        if call.op == "reshape":
+        if call.op == VIEW:
             out = call.outputs["y"]
             self.memory[out] = self.memory[call.inputs["x"]].reshape(self.program.tensors[out].shape)
             return

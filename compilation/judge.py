@@ -7,8 +7,8 @@ from compilation.memory.liveness import padded
 from compilation.memory.validate import check_program_memory
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
-from compilation.program import Program, Role, Tensor
-from compilation.verify import RELAX, VIEW, verify
+from compilation.program import VIEW, Program, Role, Tensor
+from compilation.verify import RELAX, verify
 
 
 def judge(program: Program, after: str = "") -> None:

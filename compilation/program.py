@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 DTYPE_BYTES = {"f32": 4, "i32": 4, "u16": 2, "u8": 1}
 INDICES = 1 << 16   # index lists are u16 on the device: so many rows or columns can be told apart
+VIEW = "reshape"    # the operation that only gives a tensor another shape: the same bytes, no code
 TEXT_LIMIT = 40     # characters of an attribute that `Program.text` shows; of longer ones it says how long they are
 
 

@@ -11,9 +11,8 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
 from compilation.ops.indices import bind
 from compilation.passes.rewrite import site
-from compilation.program import DTYPE_BYTES, INDICES, Call, Program, Role, Tensor
+from compilation.program import DTYPE_BYTES, INDICES, VIEW, Call, Program, Role, Tensor
 
-VIEW = "reshape"            # the same bytes under another shape: no operation, only a name
 RELAX, TIR = "relax:", "tir:"       # the long tail, before and after it is lowered
 TAIL_ATTRS: dict[str, dict[str, type]] = {
     RELAX: {"relax": str}, TIR: {"symbol": str, "c_source": str, "work_bytes": int, "macs": int}}

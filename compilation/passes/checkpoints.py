@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from compilation.passes.rewrite import fresh
+from compilation.passes.rewrite import fresh, parameter_views
 from compilation.program import Call, Program, Role, Tensor
 
 
@@ -45,26 +45,45 @@ def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Ch
         current.append(c)
         live |= {t for t in c.outputs.values() if roles[t] is Role.ACTIVATION}
         live = {t for t in live if last_read.get(t, -1) > i}
-        reads_input_later = any(roles.get(t) is Role.INPUT and t == first_input and last_read[t] > i for t in last_read)
-        if (len(live) == 1 and not reads_input_later) or i == len(forward) - 1:
+        if (len(live) == 1 and last_read[first_input] <= i) or i == len(forward) - 1:
             cuts.append(next(iter(live), program.loss))
             segments.append(current)
             current = []
     owner = {t: k for k, seg in enumerate(segments) for c in seg for t in c.outputs.values()}
     owner |= {cut: k for k, cut in enumerate(cuts[:-1])}
-    groups: list[list[Call]] = [[] for _ in segments]
-    at = len(segments) - 1
-    for c in backward:
-        reads = [owner[t] for t in c.inputs.values() if t in owner]
-        if reads:
-            at = min(at, max(reads))
-        groups[at].append(c)
+    groups = _group(program, segments, owner, backward)
     frozen = next((k for k, g in enumerate(groups) if g), len(segments))
     size = [program.tensors[c].bytes for c in cuts]
     kept = len(segments)
     while kept > 0 and (len(segments[kept - 1]) > 1 or size[kept - 1] * 8 <= max(size[1:])):
         kept -= 1
     return Chain(cuts, segments, groups, frozen, max(kept, frozen))
+
+
+def _group(program: Program, segments: list[list[Call]], owner: dict[str, int], backward: list[Call]) -> list[list[Call]]:
+    """The backward calls by the segment whose input has to be on hand for them, in order of emission within it.
+
+    The groups are emitted from the last to the first; what is computed again after a group lies in segments below it.
+    So a call belongs to the segment that it reads from, not above the calls that make its inputs; and one that updates
+    a parameter belongs no higher than any segment, or other backward call, that reads the parameter.
+    """
+    views = parameter_views(program)
+    readers: dict[str, int] = {}        # parameter -> the lowest segment, and then group, that reads it
+    for k in reversed(range(len(segments))):
+        readers |= {views.get(t, t): k for c in segments[k] for t in c.inputs.values()}
+    groups: list[list[Call]] = [[] for _ in segments]
+    made: dict[str, int] = {}
+    at = len(segments) - 1
+    for c in backward:
+        kept = [owner[t] for t in c.inputs.values() if t in owner]
+        bounds = [made[t] for t in c.inputs.values() if t in made] + ([max(kept)] if kept else [])
+        at = min([*(bounds or [at]), *(readers[p] for p in c.updates.values())])
+        groups[at].append(c)
+        made |= dict.fromkeys(c.outputs.values(), at)
+        for t in c.inputs.values():
+            parameter = views.get(t, t)
+            readers[parameter] = min(readers.get(parameter, at), at)
+    return groups
 
 
 class Scheduler:

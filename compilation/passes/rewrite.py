@@ -7,12 +7,24 @@ from dataclasses import replace
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
-from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.program import VIEW, Call, Program, Role, Tensor, Weight
 
 
 def producers(program: Program) -> dict[str, Call]:
     """Tensor -> the call that makes it."""
     return {t: c for c in program.calls for t in c.outputs.values()}
+
+
+def parameter_views(program: Program) -> dict[str, str]:
+    """Tensor that is a parameter under another shape (a view, or a view of one) -> the parameter."""
+    views: dict[str, str] = {}
+    for c in program.calls:
+        if c.op == VIEW:
+            source = views.get(c.inputs["x"], c.inputs["x"])
+            t = program.tensors.get(source)
+            if t is not None and t.role in (Role.CONSTANT, Role.TRAINED):
+                views[c.outputs["y"]] = source
+    return views
 
 
 def use_counts(program: Program) -> Counter[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from compilation.memory.liveness import lifetimes, live_bytes, padded
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh, site
-from compilation.program import Call, Program, Role, Tensor
+from compilation.program import VIEW, Call, Program, Role, Tensor
 
 
 def share_storage(program: Program) -> None:
@@ -19,7 +19,7 @@ def share_storage(program: Program) -> None:
                 last[t] = i
     end: dict[str, int] = {}                     # storage root -> last call that touches any of its tensors
     for i, c in enumerate(program.calls):
-        pairs = {"y": "x"} if c.op == "reshape" else {}
+        pairs = {"y": "x"} if c.op == VIEW else {}
         if c.op in REGISTRY:
             pairs = REGISTRY[c.op].may_alias(site(program, c))
         for out, into in pairs.items():
@@ -31,7 +31,7 @@ def share_storage(program: Program) -> None:
             dies = max(end.get(root.name, -1), last[source.name]) == i
             same = result.bytes == root.bytes and result.dtype == root.dtype
             movable = root.role in (Role.ACTIVATION, Role.GRADIENT) and result.role in (Role.ACTIVATION, Role.GRADIENT)
-            if c.op == "reshape" or (sole and dies and same and movable):
+            if c.op == VIEW or (sole and dies and same and movable):
                 program.put(result.name, alias=source.name)
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 

@@ -178,14 +178,17 @@ class Matcher:
 def form_streams(program: Program, chosen: set[int] | None = None) -> int:
     """Replace chains by streamed operations, in place; returns how many chains there are.
 
-    chosen: the indices (in program order) of the chains to stream; None streams all of them.
+    chosen: the indices (in program order) of the chains to stream; None streams all of them. Where two chains could
+    take in the same call, the earlier one has it.
     """
-    chains = []
+    chains: list[tuple[Chain, str]] = []
+    taken: set[int] = set()
     matcher = Matcher(program)
     for c in program.calls:
         found = matcher.mlp(c) if c.op in ACTIVATIONS else matcher.attention(c) if c.op == "attention" else None
-        if found:
+        if found and taken.isdisjoint(map(id, found[0].calls)):
             chains.append(found)
+            taken.update(map(id, found[0].calls))
     for i, (chain, result) in enumerate(chains):
         if chosen is not None and i not in chosen:
             continue

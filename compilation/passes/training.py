@@ -8,7 +8,7 @@ import numpy as np
 
 from compilation.errors import PlanError
 from compilation.ops import REGISTRY
-from compilation.passes.rewrite import fresh, producers, use_counts, whole_weight
+from compilation.passes.rewrite import fresh, parameter_views, producers, use_counts, whole_weight
 from compilation.program import Call, Program, Role, Tensor, Weight
 
 Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
@@ -20,6 +20,9 @@ def add_loss(program: Program) -> None:
     t = program.tensors[logits]
     if len(t.shape) != 2 or t.shape[0] != 1:
         raise PlanError(f"the model's result has shape {t.shape}, not (1, classes): a classifier is expected")
+    if t.shape[1] < 2:
+        raise PlanError(f"the model's result has shape {t.shape}: a classifier needs at least 2 classes, with one the "
+                        "cross-entropy is 0 whatever the weights are")
     program.put(logits, role=Role.OUTPUT)
     program.add(Tensor("label", (1,), "i32", Role.INPUT))
     program.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
@@ -89,17 +92,19 @@ def add_updates(program: Program, backward: list[Call], gradients: dict[str, str
     """Append the backward calls, each wanted gradient followed at once by its update.
 
     A gradient that one gradient operation makes and nothing else reads is applied inside that operation
-    (`Call.updates`), so that it never exists as a tensor; any other gets an `sgd` call, after the last reader of
-    the weight.
+    (`Call.updates`), so that it never exists as a tensor, unless other calls of the forward pass read the parameter, too:
+    they may be computed again later. Any other gets an `sgd` call, after the last reader of the parameter.
     """
+    forward = len(program.calls)
     program.calls += backward
-    uses, made = use_counts(program), producers(program)
+    uses, made, views = use_counts(program), producers(program), parameter_views(program)
     for parameter, gradient in gradients.items():
         call = made[gradient]
         slot = next(s for s, t in call.outputs.items() if t == gradient)
         at = program.position(call)
-        last = max(i for i, c in enumerate(program.calls) if parameter in c.inputs.values())
-        if uses[gradient] == 0 and slot.startswith("d_") and last <= at:
+        readers = [i for i, c in enumerate(program.calls) if any(views.get(t, t) == parameter for t in c.inputs.values())]
+        last, sole = readers[-1], sum(i < forward for i in readers) == 1
+        if uses[gradient] == 0 and slot.startswith("d_") and last <= at and sole:
             outputs = {s: t for s, t in call.outputs.items() if t != gradient}
             fused = replace(call, outputs=outputs, updates={**call.updates, slot.removeprefix("d_"): parameter})
             program.replace_call(call, fused)

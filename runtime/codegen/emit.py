@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from compilation.ops.base import Op, Site
-from compilation.program import Call, Program, Weight
+from compilation.program import VIEW, Call, Program, Weight
 from runtime.codegen.layout import Layout
 from runtime.errors import CodegenError
 
 C_TYPE = {"f32": "float", "i32": "int32_t", "u16": "uint16_t", "u8": "uint8_t"}
 TIR_PREFIX = "tir:"
-RENAMING = "reshape"        # a view: the same bytes under another name, no code
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class Emitter:
     # -- calls -------------------------------------------------------------------------------------
     def call(self, index: int, call: Call) -> CallCode:
         try:
-            if call.op == RENAMING:
+            if call.op == VIEW:
                 return self.renaming(index, call)
             return self.tir_call(index, call) if call.op.startswith(TIR_PREFIX) else self.kernel_call(index, call)
         except CodegenError as error:

@@ -14,8 +14,8 @@ import numpy as np
 
 from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
-from compilation.program import Program, Role, Tensor
-from runtime.codegen.emit import C_TYPE, RENAMING, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from compilation.program import VIEW, Program, Role, Tensor
+from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
 from runtime.codegen.layout import NUMPY_DTYPE, Layout, digest, lay_out, part_of, part_value, weights_image
 from runtime.errors import CodegenError
 
@@ -159,7 +159,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
-    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {RENAMING}
+    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {VIEW}
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()

@@ -56,6 +56,15 @@ def test_chains_are_streamed_by_their_readers(compiler: Compiler) -> None:
     assert form_streams(spied) == 2 * DEPTH - 1
 
 
+def test_streams_share_no_call() -> None:
+    """linear-relu-linear-relu-linear: the linear in the middle can belong to one stream only."""
+    layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)]
+    program = Compiler(nn.Sequential(*layers).eval(), InputSpec((6,))).forward.copy()
+    assert form_streams(program.copy(), {0}) == form_streams(program) == 2
+    assert [c.op for c in program.calls] == ["mlp_block", "relu", "mlp_block"]
+    verify(program, "streams")
+
+
 def test_only_the_class_token_is_computed_behind_the_last_attention(compiler: Compiler) -> None:
     program = compiler.forward.copy()
     form_streams(program)
