@@ -46,9 +46,10 @@ class Compiler:
         self.exported: Exported = capture(model, spec)
         self.forward = import_model(self.exported, name)
         self.shapes = {n: v.shape for n, v in self.exported.parameters.items()}
+        self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 
     def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
-        return Planner(self.forward, plan, self.shapes, momentum)
+        return Planner(self.forward, plan, self.shapes, momentum, self.zero)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,
                      max_recompute: float | None = None) -> int:

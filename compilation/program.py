@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 DTYPE_BYTES = {"f32": 4, "i32": 4, "u16": 2, "u8": 1}
 INDICES = 1 << 16   # index lists are u16 on the device: so many rows or columns can be told apart
@@ -67,19 +67,22 @@ def frozen(value: Any) -> Any:
 
 
 class _Plain:
-    """Freezes what a dataclass is given."""
+    """Freezes the lists and mappings that a dataclass is given."""
+
+    holds: ClassVar[tuple[str, ...]]    # the fields that may be such
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, dict | list | tuple):
-                object.__setattr__(self, f.name, frozen(value))
+        for name in self.holds:
+            value = getattr(self, name)
+            if not isinstance(value, Frozen):
+                object.__setattr__(self, name, frozen(value))
 
 
 @dataclass(frozen=True)
 class Tensor(_Plain):
     """A typed value. `alias` names the tensor whose storage it takes over (in-place result)."""
 
+    holds = ("shape",)
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -101,6 +104,7 @@ class Weight(_Plain):
     (rows) listed in `index`, ascending, and `frozen` holds all others in ascending order.
     """
 
+    holds = ("shape", "index")
     name: str
     shape: tuple[int, int]
     frozen: str | None          # tensor of role CONSTANT
@@ -125,6 +129,7 @@ class Call(_Plain):
     updates: parameter slot -> tensor (or Weight) whose gradient is applied in place (fused SGD) instead of written out
     """
 
+    holds = ("inputs", "outputs", "attrs", "updates")
     op: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]

@@ -21,7 +21,9 @@ from compilation.passes.training import (
     check_plan,
     make_matrices,
     slice_early,
+    trained_names,
 )
+from compilation.passes.zeros import drop_zeros
 from compilation.program import Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
@@ -77,12 +79,14 @@ class Planner:
     """Schedules of one model under one update plan.
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
+    zero: the parameters that are all zero; what they make is left out where the plan does not train them.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0) -> None:
-        self.forward, self.plan, self.shapes, self.momentum = forward, plan, shapes, momentum
-        self.chains = form_streams(forward.copy())
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset()) -> None:
+        self.forward = drop_zeros(forward, zero, trained_names(plan))
+        self.plan, self.shapes, self.momentum = plan, shapes, momentum
+        self.chains = form_streams(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 

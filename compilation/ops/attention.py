@@ -52,7 +52,7 @@ class Attention(Heads):
     """y (N, D) = softmax(q k^T / sqrt(d)) v per head, from qkv (N, 3D): q | k | v, each heads x d."""
 
     name, symbol, gradient = "attention", "vt_attention", "attention_grad"
-    inputs, outputs = (tensor("qkv"),), (tensor("y"),)
+    inputs, outputs, vanishes = (tensor("qkv"),), (tensor("y"),), (("qkv",),)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         n, packed = site.shapes["qkv"]

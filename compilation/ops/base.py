@@ -77,6 +77,7 @@ class Op:
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
+    vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted

@@ -39,7 +39,7 @@ class Gelu(Elementwise):
     name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
     attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.activation(inputs["x"], 1 if attrs.get("tanh") else 0)}
@@ -70,7 +70,7 @@ class Relu(Elementwise):
 
     name, symbol, gradient = "relu", "vt_relu", "relu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.activation(inputs["x"], 2)}
@@ -100,7 +100,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs = (tensor("a"), tensor("b")), (tensor("y"),)
-    inplace, rowwise = {"y": "a"}, ("a", "b")
+    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a", "b"),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -116,7 +116,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
     attrs = {"value": ("float", 1.0)}
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -132,7 +132,7 @@ class Scale(Op):
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs = (tensor("x"), vector("s")), (tensor("y"),)
     indices = "x: n d, s: d"
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}

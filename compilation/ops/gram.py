@@ -86,6 +86,7 @@ class Gram(GramOp):
 
     name, symbol, gradient = "gram", "vt_gram", "gram_grad"
     inputs, outputs = (tensor("x"), vector("a"), vector("b")), (tensor("y"),)
+    vanishes = (("x",), ("a",), ("b",))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}

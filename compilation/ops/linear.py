@@ -33,7 +33,7 @@ class Linear(Op):
     inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
     indices = "x: n c, w: o c, b: o"
     attrs, legal = {"rows": ("int32_t", 16)}, {"rows": ROWS}
-    schedule, rowwise = ("rows",), ("x",)
+    schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": ((site.shapes["x"][0], site.shapes["w"][0]), "f32")}

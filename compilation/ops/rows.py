@@ -28,6 +28,8 @@ class Rows(Op):
 class TakeRow(Rows):
     """y (1, D) = x[row]."""
 
+    vanishes = (("x",),)
+
     name, symbol, gradient = "take_row", "vt_take_row", "take_row_grad"
     inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
     attrs = {"row": ("int32_t", 0)}
@@ -72,6 +74,8 @@ class TakeRowGrad(Rows):
 @register
 class MeanRows(Rows):
     """y (1, D) = mean of rows start.. of x."""
+
+    vanishes = (("x",),)
 
     name, symbol, gradient = "mean_rows", "vt_mean_rows", "mean_rows_grad"
     inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"

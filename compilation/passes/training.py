@@ -39,6 +39,11 @@ def make_matrices(program: Program) -> None:
                     whole_weight(program, call.inputs[s.name])
 
 
+def trained_names(plan: dict[str, Selection]) -> list[str]:
+    """The parameters of which a plan trains anything."""
+    return [n for n, s in plan.items() if s not in ("none", None) and (isinstance(s, str) or any(s.values()))]
+
+
 def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tuple[int, ...]]) -> dict[str, Selection]:
     """The plan's selections, normalised; parameters the compiled model does not use raise PlanError."""
     checked: dict[str, Selection] = {}
@@ -97,22 +102,27 @@ def add_updates(program: Program, backward: list[Call], gradients: dict[str, str
     """
     forward = len(program.calls)
     program.calls += backward
-    uses, made, views = use_counts(program), producers(program), parameter_views(program)
+    uses, views = use_counts(program), parameter_views(program)
+    made = {t: i for i, c in enumerate(program.calls) for t in c.outputs.values()}
+    readers: dict[str, list[int]] = {}
+    for i, c in enumerate(program.calls):
+        for t in c.inputs.values():
+            readers.setdefault(views.get(t, t), []).append(i)
+    updates: list[tuple[int, Call]] = []        # after which call, and the call itself
     for parameter, gradient in gradients.items():
-        call = made[gradient]
+        at = made[gradient]
+        call, last = program.calls[at], readers[parameter][-1]
         slot = next(s for s, t in call.outputs.items() if t == gradient)
-        at = program.position(call)
-        readers = [i for i, c in enumerate(program.calls) if any(views.get(t, t) == parameter for t in c.inputs.values())]
-        last, sole = readers[-1], sum(i < forward for i in readers) == 1
+        sole = sum(i < forward for i in readers[parameter]) == 1
         if uses[gradient] == 0 and slot.startswith("d_") and last <= at and sole:
             outputs = {s: t for s, t in call.outputs.items() if t != gradient}
-            fused = replace(call, outputs=outputs, updates={**call.updates, slot.removeprefix("d_"): parameter})
-            program.replace_call(call, fused)
-            made |= dict.fromkeys(outputs.values(), fused)
+            program.calls[at] = replace(call, outputs=outputs, updates={**call.updates, slot.removeprefix("d_"): parameter})
             del program.tensors[gradient]
         else:
             update = Call("sgd", {"p": parameter, "g": gradient}, {}, updates={"p": parameter}, where=call.where)
-            program.calls.insert(max(last, at) + 1, update)
+            updates.append((max(last, at), update))
+    for at, update in sorted(updates, key=lambda u: u[0], reverse=True):
+        program.calls.insert(at + 1, update)
     _shape_partial_gradients(program)
 
 
