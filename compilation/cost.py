@@ -20,7 +20,7 @@ def call_macs(program: Program, call: Call) -> int:
 
 
 def total_macs(program: Program) -> int:
-    """Multiply-accumulates of one training step: exactly what the C counter counts."""
+    """Multiply-accumulates of one training step, the long tail's included: exactly what the C counter counts."""
     return sum(call_macs(program, c) for c in program.calls)
 
 

@@ -102,7 +102,7 @@ class Op:
         raise NotImplementedError
 
     def macs(self, site: Site) -> int:
-        """Fused multiply-adds executed in matrix products: exactly what the kernel counts with VT_COUNT."""
+        """Fused multiply-adds executed in sums of products: exactly what the kernel counts with VT_COUNT."""
         return 0
 
     def scratch(self, site: Site) -> int:

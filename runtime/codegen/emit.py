@@ -215,6 +215,8 @@ class Emitter:
         if call.scratch:
             types.append("float *")
             arguments.append(f"(float *){self.pointer(call.scratch)}")
+        types.append("const vt_step *")
+        arguments.append("step")
         known = self.tir.get(symbol)
         if known is not None and known.source != source:
             raise CodegenError(f"two different functions are called {symbol}")
