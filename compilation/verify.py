@@ -101,7 +101,7 @@ class _Verifier:
                     self.fail("an undivided weight has one part and no index list")
                 wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("frozen", "trained"), w.shape)
             else:
-                if not _ascending(w.index, size):
+                if not _ascending(w.index, size) or size > INDICES:
                     self.fail(f"the trained {w.axis} must be ascending, without repeats and within 0..{size - 1}")
                 k = len(w.index)
                 wanted = {"frozen": (rows, cols - k), "trained": (rows, k)} if w.axis == "cols" else {

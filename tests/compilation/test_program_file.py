@@ -19,6 +19,7 @@ from compilation.errors import ProgramFileError
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program_file import read_program
+from runtime.__main__ import main
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
 
@@ -296,6 +297,19 @@ def test_a_truncated_or_absent_file_is_refused(texts: dict[str, str], tmp_path: 
     for path in (tmp_path, tmp_path / "absent.json"):
         with pytest.raises(ProgramFileError, match="cannot read"):
             read_program(path)
+
+
+def test_the_command_refuses_an_edited_program(texts: dict[str, str], tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m runtime` on a folder whose Program was changed: nothing is emitted, built or called good."""
+    raw = json.loads(texts["tight"])
+    overlap(raw)
+    write(raw, tmp_path / "program.json")
+    (tmp_path / "values.safetensors").write_bytes(b"")
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "program.json: " in error and "overlap" in error
+    assert not (tmp_path / "c").exists()
 
 
 VALUES: list[Any] = [None, 0, 1, -1, 7, 2.5, 10**12, "", "x", "all", True, [], {}, [0], {"x": "image"}, "d_x", "label"]
