@@ -5,8 +5,9 @@ The names below are loaded on first use, so that torch-free parts (`algorithm.sp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from algorithm.lazy import loader
 
 if TYPE_CHECKING:
     from algorithm.config import RunConfig, load_run_config
@@ -15,15 +16,9 @@ if TYPE_CHECKING:
     from algorithm.sparse import UpdatePlan, choose_plan, resolve_plan
     from algorithm.training import evaluate, finetune, record_trace
 
-_HOMES = {"config": ("RunConfig", "load_run_config"), "data": ("load_data",), "models": ("ModelConfig", "build_model"),
-          "sparse": ("UpdatePlan", "choose_plan", "resolve_plan"),
-          "training": ("evaluate", "finetune", "record_trace")}
+__getattr__ = loader(__name__, {
+    "config": ("RunConfig", "load_run_config"), "data": ("load_data",), "models": ("ModelConfig", "build_model"),
+    "sparse": ("UpdatePlan", "choose_plan", "resolve_plan"),
+    "training": ("evaluate", "finetune", "record_trace")})
 __all__ = ["ModelConfig", "RunConfig", "UpdatePlan", "build_model", "choose_plan", "evaluate", "finetune", "load_data",
            "load_run_config", "record_trace", "resolve_plan"]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"algorithm.{home}"), name)
-    raise AttributeError(f"module 'algorithm' has no attribute {name!r}")

@@ -179,7 +179,7 @@ examples:
 def argument_parser(description: str = "Train a vision transformer inside a memory budget and compile the training "
                     "step to C.") -> argparse.ArgumentParser:
     """The command line of a run."""
-    parser = argparse.ArgumentParser(description=description, epilog=_EPILOG,
+    parser = argparse.ArgumentParser(description=description, epilog=_EPILOG, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", default=[], metavar="FILE",
                         help="YAML file over the defaults; may be repeated, later files win")

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-import timm
 from huggingface_hub import constants
 from huggingface_hub.utils import logging
 from torch import Tensor
 
 from algorithm.errors import WeightsError
+from algorithm.models.torchvision_shim import timm
 
 PROBE_SECONDS = 5.0
 

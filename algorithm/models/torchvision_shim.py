@@ -1,4 +1,6 @@
-"""Make `import torchvision` work beside any build of torch. Imported before timm; no effect where builds match.
+"""timm, with an `import torchvision` that works beside any build of torch; no effect where the builds match.
+
+    from algorithm.models.torchvision_shim import timm
 
 With a CPU build of torch and a CUDA build of torchvision, torchvision's import fails because two operators have
 no schema. Nothing here uses those operators, so declaring their schemas is enough.
@@ -36,3 +38,4 @@ def ensure_torchvision() -> None:
 
 
 ensure_torchvision()
+timm = importlib.import_module("timm")

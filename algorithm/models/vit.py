@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
@@ -13,6 +12,7 @@ from algorithm.errors import ModelError
 from algorithm.models.config import ModelConfig
 from algorithm.models.gram import add_gram
 from algorithm.models.lora import add_lora
+from algorithm.models.torchvision_shim import timm
 from algorithm.models.weights import load_weights
 from algorithm.schema import nearest
 

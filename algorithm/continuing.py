@@ -1,0 +1,34 @@
+"""Whether a training that stopped under one configuration goes on under another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What no training step depends on, so that a stopped training goes on when it changes.
+FREE = ("output", "monitor", "compile.compiler", "compile.optimize", "data.test_images", "train.eval_batch",
+        "train.checkpoint_every", "train.threads", "train.trace_steps")
+LENGTH = ("train.epochs", "train.steps")
+
+
+def continues(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """old, new: resolved configurations as plain data. True when every step that was made would be made again: only
+    settings of FREE differ, or more steps are asked for."""
+    a, b = flat(old), flat(new)
+    free = {k for k in {*a, *b} if any(k == f or k.startswith(f + ".") for f in FREE)}
+    if any(a.get(k) != b.get(k) for k in {*a, *b} - free - {*LENGTH}):
+        return False
+    return all(_at_least(b.get(key), a.get(key)) for key in LENGTH)
+
+
+def _at_least(new: Any, old: Any) -> bool:
+    """None is without end."""
+    return new is None or (old is not None and new >= old)
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in section.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return out
