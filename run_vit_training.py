@@ -2,133 +2,165 @@
 
     python run_vit_training.py --memory_budget 2mb
 
-One call a stage: model, data, plan, fine-tuning, compilation, C, simulation, report. `--help` teaches the options;
-`docs/architecture.md` walks one image through the stages.
+One call a stage: model, data, plan, compilation, C, and then, side by side, the fine-tuning in PyTorch and the proof in
+the simulator; the report. `--help` teaches the options; `docs/architecture.md` walks one image through the stages.
+
+The same command goes on where it was stopped, and points at the report once it is done (`--fresh` starts again).
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from algorithm import (
-    RunConfig,
-    UpdatePlan,
-    build_model,
-    choose_plan,
-    evaluate,
-    finetune,
-    load_data,
-    load_run_config,
-    record_trace,
-)
-from algorithm.data import Dataset
+# PyTorch, TVM and the rest are imported in the functions that use them, so that `--help` and refusals come at once.
+from algorithm.config import RunConfig, load_run_config
+from algorithm.continuing import continues
 from algorithm.errors import AlgorithmError
-from algorithm.models.vit import input_scale_shift
-from algorithm.monitor import Monitor
-from algorithm.sparse.merit import SearchResult
-from algorithm.training.checkpoint import save_model
-from algorithm.training.progress import progress
-from compilation.capture import InputSpec
 from compilation.errors import BudgetError, CompilationError
-from compilation.frontier import Point, pareto_front, points
-from compilation.pipeline import Compiled, Compiler
-from runtime.codegen.generate import generate
-from runtime.errors import RuntimeStageError
-from runtime.folder import RunFolder
-from runtime.report import RunReport, write_report
-from runtime.simulator import Simulator
-from runtime.toolchain import Build
-from runtime.validate import replay
+from runtime.errors import ReportError, RuntimeStageError
+from runtime.folder import TRAINING, RunFolder
+from runtime.journal import Journal, refuse
 
-EXIT_REFUSED, EXIT_OVER_BUDGET = 1, 2
+if TYPE_CHECKING:
+    from torch import nn
+
+    from algorithm import UpdatePlan
+    from algorithm.data import Dataset
+    from algorithm.sparse.merit import SearchResult
+    from algorithm.training.beside import GoOn
+    from compilation.pipeline import Compiled, Compiler
+    from runtime.simulator import Measured
+    from runtime.toolchain import Build
+    from runtime.validate import Validation
+
+EXIT_REFUSED, EXIT_OVER_BUDGET, EXIT_STOPPED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The main job; returns the exit status (0 done, 1 refused, 2 the budget cannot be met)."""
-    console = Console(stderr=True)
+    """The main job; returns the exit status (0 done, 1 refused, 2 the budget cannot be met, 130 stopped)."""
     try:
-        run(load_run_config(argv), console)
+        run(load_run_config(argv), Journal())
     except BudgetError as error:
-        console.print(f"[red]over budget:[/] {error}", soft_wrap=True, highlight=False)
+        refuse(error, "over budget")
         return EXIT_OVER_BUDGET
     except (AlgorithmError, CompilationError, RuntimeStageError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        refuse(error)
+        return EXIT_REFUSED
+    except OSError as error:
+        refuse(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
         return EXIT_REFUSED
     except KeyboardInterrupt:
-        console.print("stopped; the same command resumes the training")
-        return 130
+        refuse("the same command goes on from the last checkpoint", "stopped")
+        return EXIT_STOPPED
     return 0
 
 
-def run(config: RunConfig, console: Console) -> Path:
-    """The whole road; returns the run folder."""
-    with RunFolder.open(config.output.dir, config.run_name, config.to_yaml()) as folder:
-        return walk(config, folder, console)
+def run(config: RunConfig, journal: Journal) -> Path:
+    """Refuse what can be refused, then walk the whole road in a folder of its own; returns the run folder."""
+    preflight(config)
+    with RunFolder.open(config.output.dir, config.run_name, config.settings(), continues=continues,
+                        fresh=config.output.fresh, say=journal.say) as folder:
+        return point_at(folder, journal) if folder.done else walk(config, folder, journal)
 
 
-def walk(config: RunConfig, folder: RunFolder, console: Console) -> Path:
+def preflight(config: RunConfig) -> None:
+    """Refuse before any work what the configuration and this machine already show to be impossible."""
+    from compilation.cost import STACK_BYTES
+    from runtime.toolchain.build import compiler_command
+    compiler_command(config.compile.compiler)
+    least = STACK_BYTES + 3 * config.model.img_size ** 2
+    if config.budget.bytes < least:
+        raise BudgetError(f"the stack reserve and one image alone need at least {least:,} bytes of RAM, the budget is "
+                          f"{config.budget.bytes:,}: raise it, or lower model.img_size", least, "the input image")
+
+
+def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     """One call a stage."""
-    start = time.perf_counter()
+    with journal.stage("imports"):
+        import torch
+        from rich.console import Console
 
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - start:6.1f} s[/]  {text}", highlight=False)
+        from algorithm import build_model, choose_plan, load_data
+        from algorithm.models import input_scale_shift
+        from algorithm.training import save_model
+        from algorithm.training.beside import Beside
+        from compilation.capture import InputSpec
+        from compilation.pipeline import Compiler
+        from runtime.codegen.generate import generate
+        from runtime.report import RunReport, write_report
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    folder.write_text("config.yaml", config.to_yaml())
 
-    say(f"model {config.model.name}, weights {config.model.weights}")
-    model = build_model(config.model)
-    train, test = load_data(config.data, config.model.img_size, config.model.num_classes)
+    with journal.stage("model", f"model {config.model.name}, weights {config.model.weights}"):
+        model = build_model(config.model)
+    with journal.stage("data"):
+        train, test = load_data(config.data, config.model.img_size, config.model.num_classes)
     height, width, channels = train.images.shape[1:]
     scale, shift = input_scale_shift(model)
 
-    say("capturing the model and choosing the update plan")
-    compiler = Compiler(model, InputSpec((channels, height, width), scale, shift), config.model.name)
-    budget = config.budget.bytes
-    found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
-        selections(plan), config.train.momentum, config.compile.max_recompute), budget,
-        least=lambda plan: compiler.smallest_ram(selections(plan), config.train.momentum))
-    plan = require_plan(found, compiler, config)
-    plan.save(folder.path / "plan.yaml")
+    with journal.stage("plan", "capturing the model and choosing the update plan"):
+        compiler = Compiler(model, InputSpec((channels, height, width), scale, shift), config.model.name)
+        budget, momentum = config.budget.bytes, config.train.momentum
+        found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
+            selections(plan), momentum, config.compile.max_recompute), budget,
+            least=lambda plan: compiler.smallest_ram(selections(plan), momentum))
+        plan = require_plan(found, compiler, config)
+        plan.save(folder.file("plan.yaml"))
 
-    say(f"plan: {plan.describe()}; compiling for {budget:,} bytes of RAM")
-    compiled = compiler.compile(selections(plan), budget, config.train.momentum)
-    folder.write_text("program.txt", compiled.program.text())
-    folder.write_text("program.json", compiled.program.to_json())
-    generate(compiled.program, compiled.values, folder.path / "c")
+    with journal.stage("compile", f"plan: {plan.describe()}; compiling for {budget:,} bytes of RAM"):
+        compiled = compiler.compile(selections(plan), budget, momentum)
+        folder.write_text("program.txt", compiled.program.text())
+        folder.write_text("program.json", compiled.program.to_json())
+        generate(compiled.program, compiled.values, folder.file("c"))
 
-    say(f"recording {config.train.trace_steps} steps in float32 and float64")
-    steps = min(config.train.trace_steps, len(train))
-    trace = record_trace(model, plan, train.images[:steps], train.labels[:steps], config.train.lr,
-                         config.train.momentum, folder.path / "trace.safetensors")
-
-    say(f"evaluating on {len(test)} held-out images")
-    before = measure_accuracy(model, test, config, "before")
-    say(f"accuracy before {before:.1%}; fine-tuning on {len(train)} images")
-    losses = train_model(model, plan, train, config, folder.path)
-    after = measure_accuracy(model, test, config, "after")
-    say(f"accuracy after {after:.1%}")
-    save_model(model, folder.path / "checkpoint.safetensors", plan=plan.to_dict(), accuracy=after)
-
-    say("building the C code and replaying the trace")
-    with Simulator(folder.path / "c", compiled.program,
-                   Build(compiler=config.compile.compiler, optimise=config.compile.optimize)) as simulator:
-        measured = simulator.measure(trace.images[0], int(trace.labels[0]), config.train.lr)
-        with progress("C steps", steps) as bar:
-            validation = replay(simulator, trace, lambda done, _: bar.done(done))
+    with journal.stage("accuracy before", f"{len(test)} held-out images"):
+        before = measure_accuracy(model, test, config, "before", journal)
+    journal.say(f"accuracy before {before:.1%}; fine-tuning on {len(train)} images, and proving the C code beside it")
+    initial = copy.deepcopy(model)
+    with Beside(lambda go_on: (*prove(initial, plan, train, compiled, config, folder, journal, go_on),
+                               frontier(found, plan, compiler, compiled, momentum, journal, go_on))) as proof:
+        with journal.stage("fine-tuning"):
+            losses = train_model(model, plan, train, config, folder, journal, proof.check)
+        with journal.stage("accuracy after"):
+            after = measure_accuracy(model, test, config, "after", journal)
+        journal.say(f"accuracy after {after:.1%}")
+        save_model(model, folder.file("checkpoint.safetensors"), plan=plan.to_dict(), accuracy=after)
+        measured, validation, points = proof.result()
 
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
-        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule,
-        frontier(found, plan, compiler, compiled, config.train.momentum))
+        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points,
+        stages=journal.seconds)
+    for name in ("report.html", "summary.json"):
+        folder.file(name)
     write_report(folder.path, report, Console())
     done = folder.finish()
-    say(f"report: {done / 'report.html'}")
+    journal.console.print(journal.table())
+    journal.say(f"report: {done / 'report.html'}")
     validation.require()
     return done
+
+
+def point_at(folder: RunFolder, journal: Journal) -> Path:
+    """This very run is finished: say where it is. Raises ReportError where it was not proven or cannot be read."""
+    try:
+        proven = json.loads((folder.path / "summary.json").read_text())["validated"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ReportError(f"{folder.path} is finished, but its summary.json cannot be read: --fresh trains it again"
+                          ) from None
+    if not proven:
+        raise ReportError(f"{folder.path} is finished and not proven: see {folder.path / 'report.html'}; --fresh trains it "
+                          "again")
+    journal.say(f"{folder.path} is finished with these settings, proven; --fresh trains it again, --name makes another")
+    journal.say(f"report: {folder.path / 'report.html'}")
+    return folder.path
 
 
 def selections(plan: UpdatePlan) -> dict[str, str | dict[str, list[int]]]:
@@ -150,36 +182,83 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
     raise compiler.refusal(asked.plan.describe(), schedule, found.budget, fits)
 
 
-def measure_accuracy(model: object, data: Dataset, config: RunConfig, when: str) -> float:
+def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal) -> float:
     """Top-1 on held-out images, with progress."""
-    with progress(f"evaluating {when}", len(data)) as bar:
-        return evaluate(model, data, config.train.eval_batch, bar).accuracy  # type: ignore[arg-type]
+    from algorithm.training.parallel import evaluate_on_cores
+    from algorithm.training.progress import progress
+    with progress(f"evaluating {when}", len(data), journal.console) as bar:
+        return evaluate_on_cores(model, data, config.train.eval_batch, bar).accuracy
 
 
-def train_model(model: object, plan: UpdatePlan, data: Dataset, config: RunConfig, folder: Path) -> list[float]:
-    """Fine-tune in place with the device's updates; resumes from the run folder. Returns the losses."""
+def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunConfig, folder: RunFolder,
+                journal: Journal, check: GoOn) -> list[float]:
+    """Fine-tune in place with the device's updates; resumes from the run folder. Returns the losses.
+
+    check: called after every step; raises the error of the work beside.
+    """
+    from algorithm import finetune
+    from algorithm.monitor import Monitor
+    from algorithm.training.progress import progress
+    for name in ("metrics.jsonl", "wandb"):
+        folder.file(name)
     total = len(data) * config.train.epochs
-    with Monitor(config.monitor, folder, config.run_name) as monitor, \
-            progress("training", min(total, config.train.steps or total)) as bar:
+    with Monitor(config.monitor, folder.path, config.run_name) as monitor, \
+            progress("training", min(total, config.train.steps or total), journal.console) as bar:
         def on_step(step: int, loss: float) -> None:
             bar.step(step, loss)
             monitor.log(step, loss=loss)
-        result = finetune(model, plan, data, config.train,  # type: ignore[arg-type]
-                          checkpoint=folder / "training.safetensors", on_step=on_step)
+            check()
+        result = finetune(model, plan, data, config.train, checkpoint=folder.file(TRAINING), on_step=on_step)
     return [float(v) for v in result.losses]
 
 
-def frontier(found: SearchResult, plan: UpdatePlan, compiler: Compiler, compiled: Compiled,
-             momentum: float) -> list[dict[str, object]]:
+def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled, config: RunConfig, folder: RunFolder,
+          journal: Journal, go_on: GoOn) -> tuple[Measured, Validation]:
+    """Record a few steps in PyTorch, take the same steps in C, measure and compare. model: a copy, left as it was.
+
+    go_on: called before every step of either; raises when the proof is no longer wanted.
+    """
+    from algorithm import record_trace
+    from runtime.simulator import Simulator
+    from runtime.validate import replay
+    steps = min(config.train.trace_steps, len(data))
+    model.register_forward_pre_hook(lambda *_: go_on())
+    with journal.stage("trace"):
+        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], config.train.lr, config.train.momentum,
+                             folder.file("trace.safetensors"))
+    with journal.stage("build"):
+        simulator = Simulator(folder.path / "c", compiled.program, build_of(config))
+    with simulator:
+        with journal.stage("measure"):
+            measured = simulator.measure(trace.images[0], int(trace.labels[0]), config.train.lr)
+        with journal.stage("replay"):
+            validation = replay(simulator, trace, lambda *_: go_on())
+    journal.say(f"proven: the C code computes what PyTorch computes, over {validation.steps} steps" if validation.passed
+                else f"not proven: {'; '.join(validation.failures()[:3])}")
+    return measured, validation
+
+
+def frontier(found: SearchResult, plan: UpdatePlan, compiler: Compiler, compiled: Compiled, momentum: float,
+             journal: Journal, go_on: GoOn) -> list[dict[str, Any]]:
     """The Pareto front RAM x multiply-accumulates x trained parameters over the plans considered, for the report."""
+    from compilation.frontier import Point, pareto_front, points
+
     def of(candidate: UpdatePlan, trained: int, count: int) -> list[Point]:
+        go_on()
         return list(points(compiler.planner(selections(candidate), momentum), trained, candidate.describe(), count))
 
-    others = [c for c in found.tried if c.bytes and c.plan is not plan][-4:]
-    candidates = [p for c in others for p in of(c.plan, c.trained_parameters, 2)]
-    candidates += of(plan, compiled.trained_parameters, 6)
-    chosen = Point(compiled.memory.total, compiled.macs, compiled.trained_parameters, plan.describe(), chosen=True)
-    return [asdict(p) for p in pareto_front([*candidates, chosen])]
+    with journal.stage("Pareto front"):
+        others = [c for c in found.tried if c.bytes and c.plan is not plan][-4:]
+        candidates = [p for c in others for p in of(c.plan, c.trained_parameters, 2)]
+        candidates += of(plan, compiled.trained_parameters, 6)
+        chosen = Point(compiled.memory.total, compiled.macs, compiled.trained_parameters, plan.describe(), chosen=True)
+        return [asdict(p) for p in pareto_front([*candidates, chosen])]
+
+
+def build_of(config: RunConfig) -> Build:
+    """How the C is built for this machine."""
+    from runtime.toolchain import Build
+    return Build(compiler=config.compile.compiler, optimise=config.compile.optimize)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,15 @@ class BudgetConfig(Section):
 
 
 class OutputConfig(Section):
-    """Where the run folder goes: `dir`/`name`; name None = made from model, data and budget."""
+    """Where the run folder goes: `dir`/`name`; name None = made from model, data and budget.
+
+    The same command after a stop goes on with the training; after its end it says so and does nothing. A finished run of
+    other settings is kept as <name>.old-1, -2, ... fresh: start again, and replace the run.
+    """
 
     dir: str = "runs"
     name: str | None = None
+    fresh: bool = False
 
 
 class CompileConfig(Section):
@@ -74,12 +80,19 @@ class RunConfig(Section):
     @property
     def run_name(self) -> str:
         """`output.name`, or one made from model, data and budget."""
-        budget = str(self.budget.memory).replace(" ", "").lower()
-        return self.output.name or f"{self.model.name}-{self.data.name}-{budget}"
+        made = f"{self.model.name}-{self.data.name}-{str(self.budget.memory).replace(' ', '').lower()}"
+        return re.sub(r"[^\w.+-]", "-", made) if self.output.name is None else self.output.name
 
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+        plain = self.model_dump(mode="json", exclude={"output": {"fresh"}})     # an order, and no setting of the run
+        return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs the same: all but `output`, and the size and time of the files that are named."""
+        files = {p for p in (self.plan.file, self.model.weights) if p and Path(p).is_file()}
+        stats = {p: [Path(p).stat().st_size, Path(p).stat().st_mtime_ns] for p in sorted(files)}
+        return {**self.model_dump(mode="json", exclude={"output"}), "files": stats}
 
 
 def read_config_file(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -187,6 +200,9 @@ def argument_parser(description: str = "Train a vision transformer inside a memo
         parser.add_argument(flag, metavar="X", help=f"{text} [{keys.replace(',', ', ')}]")
     parser.add_argument("--gram", action=argparse.BooleanOptionalAction, default=None,
                         help="the Gram low-rank residual on every attention [model.gram.enabled]")
+    parser.add_argument("--fresh", action="store_true", default=None,
+                        help="train from the first step again where this run was stopped or is finished, and replace it "
+                        "(without: a stopped run goes on, a finished one is pointed at) [output.fresh]")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any configuration key")
     return parser
 
@@ -207,4 +223,6 @@ def config_from_args(args: argparse.Namespace) -> RunConfig:
         values["data.name"] = "imagefolder"
     if args.gram is not None:
         values["model.gram.enabled"] = args.gram
+    if args.fresh is not None:
+        values["output.fresh"] = args.fresh
     return make_run_config(args.config, args.overrides, values)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 # What no training step depends on, so that a stopped training goes on when it changes.
-FREE = ("output", "monitor", "compile.compiler", "compile.optimize", "data.test_images", "train.eval_batch",
+FREE = ("monitor", "compile.compiler", "compile.optimize", "data.test_images", "train.eval_batch",
         "train.checkpoint_every", "train.threads", "train.trace_steps")
 LENGTH = ("train.epochs", "train.steps")
 
 
 def continues(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """old, new: resolved configurations as plain data. True when every step that was made would be made again: only
+    """old, new: `RunConfig.settings()`. True when every step that was made would be made again: only
     settings of FREE differ, or more steps are asked for."""
     a, b = flat(old), flat(new)
     free = {k for k in {*a, *b} if any(k == f or k.startswith(f + ".") for f in FREE)}

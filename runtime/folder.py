@@ -172,7 +172,8 @@ class RunFolder:
             self.marker.created = marker.created
             self.marker.names = [n for n in marker.names if os.path.lexists(self.path / n)]
         except (OSError, ValueError) as error:
-            self.aside(self.path, f".{self.final.name}.damaged", f"a stopped run of this name is damaged ({error}); it is kept")
+            self.aside(self.path, f".{self.final.name}.damaged",
+                       f"a stopped run of this name is damaged ({error}); it is kept")
             return False
         return True
 

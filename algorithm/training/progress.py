@@ -36,9 +36,12 @@ class Ticker:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Ticker]:
-    """`with progress("training", steps) as bar: finetune(..., on_step=bar.step)`."""
-    console = Console(stderr=True)
+def progress(label: str, total: int, console: Console | None = None) -> Iterator[Ticker]:
+    """`with progress("training", steps) as bar: finetune(..., on_step=bar.step)`.
+
+    console: the one that other lines are printed to meanwhile, so that they do not cut through the bar.
+    """
+    console = console or Console(stderr=True)
     if not console.is_terminal:
         yield Ticker(label, total, None, None)
         return

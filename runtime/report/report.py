@@ -29,7 +29,8 @@ class RunReport:
 
     plan: the update plan as plain data ({"parameters": {name: "all" | {"cols"|"rows": [...]}}}).
     training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
-    "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text).
+    "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text). stages: name of a
+    stage -> wall seconds.
     """
 
     name: str
@@ -47,6 +48,7 @@ class RunReport:
     schedule: str = ""
     frontier: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def ram_planned_bytes(self) -> int:
@@ -74,6 +76,7 @@ class RunReport:
             "trained_tensors": len(v.tensors), "tensors_right": sum(t.right for t in v.tensors),
             "tensors_resolved": v.resolved, "verdict": v.outcome.value, "validated": v.passed,
             "within_budget": self.within_budget, "schedule": self.schedule,
+            "stages": self.stages,
         }
 
     @property

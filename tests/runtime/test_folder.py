@@ -433,12 +433,13 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
 
 def test_a_lock_of_another_machine_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".run.lock").write_text(json.dumps({"pid": 1, "host": "far", "boot": "b", "started": "s", "command": "c"}))
-    with pytest.raises(ReportError, match="process 1 on far .*remove"):
+    with pytest.raises(ReportError, match=r"process 1 on far .*remove"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("locks", ["none here", "not on this file system"])
-def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     class Unsupported:
         LOCK_EX = LOCK_NB = 0
 
@@ -466,8 +467,9 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
     ([], ["compile.compiler=gcc"], True), ([], ["compile.max_recompute=2"], False),
     ([], ["monitor.wandb=offline", "train.trace_steps=3", "data.test_images=9", "train.checkpoint_every=7"], True),
     ([], ["train.lr=0.5"], False), ([], ["train.momentum=0.5"], False), ([], ["data.seed=1"], False),
-    ([], ["model.name=vit_tiny_patch16_224"], False), ([], ["model.extra={depth: 2}"], False), ([], ["budget.memory=1mb"], False),
+    ([], ["model.name=vit_tiny_patch16_224"], False), ([], ["model.extra={depth: 2}"], False),
+    ([], ["budget.memory=1mb"], False),
 ])
 def test_a_training_goes_on_where_every_step_would_be_made_again(old: list[str], new: list[str], goes_on: bool) -> None:
-    before, after = (make_run_config([], o).model_dump(mode="json") for o in (old, new))
+    before, after = (make_run_config([], o).settings() for o in (old, new))
     assert continues(before, after) is goes_on
