@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
         return EXIT_REFUSED
     except KeyboardInterrupt:
-        refuse("the same command goes on from the last checkpoint", "stopped")
+        refuse("the same command goes on with the training, where it had begun", "stopped")
         return EXIT_STOPPED
     return 0
 
@@ -199,14 +199,16 @@ def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunCo
     from algorithm import finetune
     from algorithm.monitor import Monitor
     from algorithm.training.progress import progress
+    from algorithm.training.stopping import stop_between_steps
     for name in ("metrics.jsonl", "wandb"):
         folder.file(name)
     total = len(data) * config.train.epochs
-    with Monitor(config.monitor, folder.path, config.run_name) as monitor, \
+    with Monitor(config.monitor, folder.path, config.run_name) as monitor, stop_between_steps() as check_stop, \
             progress("training", min(total, config.train.steps or total), journal.console) as bar:
         def on_step(step: int, loss: float) -> None:
             bar.step(step, loss)
             monitor.log(step, loss=loss)
+            check_stop()
             check()
         result = finetune(model, plan, data, config.train, checkpoint=folder.file(TRAINING), on_step=on_step)
     return [float(v) for v in result.losses]

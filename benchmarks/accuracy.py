@@ -19,14 +19,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from algorithm import build_model, evaluate, finetune, load_data
 from algorithm.config import RunConfig, make_run_config
 from algorithm.errors import AlgorithmError
-from algorithm.sparse import PlanConfig, parameter_shapes, resolve_plan
+from algorithm.sparse import PlanConfig
 
 SCHEMES: dict[str, PlanConfig] = {
     "sparse": PlanConfig(n_bias_update="all"),
@@ -62,6 +60,8 @@ class Row:
 
 def run_one(config: RunConfig, scheme: str, seed: int, lr: float) -> Row:
     """Train one scheme with one seed and evaluate it before and after."""
+    from algorithm import build_model, evaluate, finetune, load_data, resolve_plan
+    from algorithm.sparse import parameter_shapes
     config = config.model_copy(deep=True)
     config.data.seed = config.train.seed = config.model.seed = seed
     config.train.lr = lr
@@ -98,7 +98,8 @@ def table(rows: list[Row], config: RunConfig) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m benchmarks.accuracy", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="comma separated")
     parser.add_argument("--schemes", default="sparse,head,full", help=f"of {', '.join(SCHEMES)}")
     parser.add_argument("--lr", type=float, help="one learning rate for every scheme")
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args(argv)
     if args.threads:
+        import torch
         torch.set_num_threads(args.threads)
     try:
         unknown = [s for s in args.schemes.split(",") if s not in SCHEMES]

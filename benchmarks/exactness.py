@@ -13,22 +13,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from algorithm import build_model, load_data, record_trace, resolve_plan
 from algorithm.config import make_run_config
-from algorithm.models.vit import input_scale_shift
 from algorithm.sparse.budgets import parse_budget
 from algorithm.sparse.config import PlanConfig
-from compilation.capture import InputSpec
-from compilation.pipeline import Compiler
-from runtime.codegen.generate import generate
-from runtime.simulator import Simulator
-from runtime.validate import replay
+
+if TYPE_CHECKING:
+    import torch
+
+    from compilation.pipeline import Compiler
 
 NO_BIAS = {"n_bias_update": 0, "bias": False, "layer_norm": False}
 PLANS: dict[str, dict[str, Any]] = {
@@ -46,6 +43,10 @@ FULL_LR = 1e-7    # at higher rates all weights together diverge, in PyTorch as 
 
 
 def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module, budget: int | None) -> dict[str, Any]:
+    from algorithm import load_data, record_trace, resolve_plan
+    from runtime.codegen.generate import generate
+    from runtime.simulator import Simulator
+    from runtime.validate import replay
     plan = resolve_plan(PlanConfig(**PLANS[name]), model)
     train, _ = load_data(config.data, config.model.img_size, config.model.num_classes)
     steps = config.train.trace_steps
@@ -69,7 +70,7 @@ def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module,
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser("python -m benchmarks.exactness", description=__doc__,
+    p = argparse.ArgumentParser("python -m benchmarks.exactness", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--steps", type=int, default=20, help="training steps at batch 1 (default 20)")
     p.add_argument("--budget", help="compile within this RAM (default: no limit, nothing recomputed)")
@@ -79,6 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     # timm's head, not the default zeros: through a head of zeros no gradient reaches the layers below it
     config = make_run_config([], [f"train.trace_steps={args.steps}", "model.head_init=timm", *args.overrides])
+    import torch
+
+    from algorithm import build_model
+    from algorithm.models import input_scale_shift
+    from compilation.capture import InputSpec
+    from compilation.pipeline import Compiler
     torch.set_num_threads(1)
     model = build_model(config.model)
     with torch.no_grad():                    # a Gram residual that does something

@@ -7,35 +7,24 @@ fit show the bound that stops them and the most blocks that fit instead. --json 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import tempfile
 import time
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from algorithm import UpdatePlan, build_model, record_trace, resolve_plan
 from algorithm.models import ModelConfig
-from algorithm.models.vit import images_to_input, input_scale_shift
-from algorithm.sparse.apply import AppliedPlan
-from algorithm.sparse.budgets import parse_budget
-from algorithm.sparse.config import PlanConfig
-from compilation.capture import InputSpec
-from compilation.errors import BudgetError
-from compilation.pipeline import Compiled, Compiler
-from runtime.codegen.generate import generate
-from runtime.simulator import Simulator
-from runtime.validate import replay
+from algorithm.sparse import PlanConfig, UpdatePlan, parse_budget
+
+if TYPE_CHECKING:
+    import torch
+
+    from compilation.pipeline import Compiled, Compiler
 
 LR = 0.01
 
@@ -85,47 +74,13 @@ def selections(plan: UpdatePlan) -> dict[str, Any]:
     return dict(plan.to_dict()["parameters"])
 
 
-class PeakMemory(TorchDispatchMode):
-    """Most bytes of tensors that PyTorch held at once, made while the mode is on (weights excluded)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in known and key not in self.seen:
-                    self.seen.add(key)
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._freed, key, size)
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
-
-
-def torch_peak(model: torch.nn.Module, plan: UpdatePlan, image: np.ndarray) -> int:
-    """PyTorch's own peak for the same step, bytes beyond the weights: activations, gradients, saved tensors."""
-    scale, shift = input_scale_shift(model)
-    with AppliedPlan(model, plan) as applied:
-        x = images_to_input(image[None], scale, shift)
-        gc.collect()
-        with PeakMemory() as mode:
-            loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([1]))
-            torch.autograd.grad(loss, list(applied.leaves.values()), allow_unused=True)
-        return mode.peak
-
-
 def run_row(row: Row, gram: bool, steps: int) -> dict[str, Any]:
     """Compile, execute, measure; a row that does not fit says why and what would."""
+    from algorithm import build_model, resolve_plan
+    from algorithm.models import input_scale_shift
+    from compilation.capture import InputSpec
+    from compilation.errors import BudgetError
+    from compilation.pipeline import Compiler
     model = build_model(model_config(row, gram))
     plan = resolve_plan(PlanConfig(**row.plan), model)
     scale, shift = input_scale_shift(model)
@@ -146,6 +101,7 @@ def run_row(row: Row, gram: bool, steps: int) -> dict[str, Any]:
 
 def nearest(row: Row, model: torch.nn.Module, compiler: Compiler, budget: int) -> str:
     """The deepest plan of the same kind that fits."""
+    from algorithm import resolve_plan
     for key in ("n_bias_update", "n_weight_update", "n_lora_update"):
         for count in range(int(row.plan.get(key, 0)) - 1, 0, -1):
             plan = resolve_plan(PlanConfig(**{**row.plan, key: count}), model)
@@ -156,6 +112,13 @@ def nearest(row: Row, model: torch.nn.Module, compiler: Compiler, budget: int) -
 
 
 def execute(compiled: Compiled, model: torch.nn.Module, plan: UpdatePlan, row: Row, steps: int) -> dict[str, Any]:
+    import numpy as np
+
+    from algorithm import record_trace
+    from benchmarks.peak_memory import torch_peak
+    from runtime.codegen.generate import generate
+    from runtime.simulator import Simulator
+    from runtime.validate import replay
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (steps, row.size, row.size, 3), dtype=np.uint8)
     trace = record_trace(model, plan, images, rng.integers(0, 10, steps), LR)
@@ -197,13 +160,14 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser("python -m benchmarks.memory_ladder", description=__doc__,
+    p = argparse.ArgumentParser("python -m benchmarks.memory_ladder", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--json", type=Path, help="also write the rows here")
     p.add_argument("--steps", type=int, default=5, help="steps executed against float64 (default 5)")
     p.add_argument("--only", help="only rows whose budget, model or scheme contains this text")
     p.add_argument("--gram", choices=["both", "off", "on"], default="both", help="with the Gram residual (rank 64)")
     args = p.parse_args(argv)
+    import torch
     torch.set_num_threads(1)
     console = Console(width=max(200, Console().width))
     rows = []

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,7 @@ class RunFolder:
     say: Say
     fresh: bool = False
     done: bool = False
+    _names: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
     def open(parent: str | Path, name: str, settings: Mapping[str, Any], *, continues: Continues | None = None,
@@ -89,10 +91,11 @@ class RunFolder:
 
     # -- writing -----------------------------------------------------------------------------------
     def file(self, name: str) -> Path:
-        """Where the run writes this file or folder; it is the run's from now on. Raises ReportError."""
-        if name not in self.marker.names:
-            self.marker.names.append(name)
-            self.save_marker()
+        """Where the run writes this file or folder; it is the run's from now on. Threads may ask. Raises ReportError."""
+        with self._names:
+            if name not in self.marker.names:
+                self.marker.names.append(name)
+                self.save_marker()
         return self.path / name
 
     def write_text(self, name: str, text: str) -> None:

@@ -38,4 +38,4 @@ def ensure_torchvision() -> None:
 
 
 ensure_torchvision()
-timm = importlib.import_module("timm")
+import timm  # noqa: E402, F401

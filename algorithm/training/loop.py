@@ -46,7 +46,8 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
     """Train the plan's parameters in place.
 
     checkpoint: a file to resume from when it exists, and to write every `checkpoint_every` steps and at the end.
-    on_step: called with (0-based step, loss). Raises NonFiniteLossError, CheckpointError, PlanError.
+    on_step: called with (0-based step, loss); what it raises stops the training, saved up to this step.
+    Raises NonFiniteLossError, CheckpointError, PlanError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -72,13 +73,24 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
         for step in range(first, len(order)):
             i = int(order[step])
             losses[step] = train_step(prefix.above, kept(i), int(data.labels[i]), sgd, step)
-            if on_step:
-                on_step(step, losses[step])
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(order):
+            stop = _stop(on_step, step, losses[step])
+            if stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == len(order):
                 _check_finite(sgd, step, losses[step])
                 if checkpoint is not None:
                     _save(Path(checkpoint), sgd, losses[:step + 1], identity)
+            if stop:
+                raise stop
     return TrainResult(losses, time.perf_counter() - start_time, first)
+
+
+def _stop(on_step: OnStep | None, step: int, loss: float) -> BaseException | None:
+    """What on_step raised: the training stops, but not before what it has done is saved."""
+    try:
+        if on_step:
+            on_step(step, loss)
+    except BaseException as error:
+        return error
+    return None
 
 
 class _Cache:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_a_finished_run_is_in_place_whole_and_known(tmp_path: Path) -> None:
     assert marker.name == "run" and marker.finished and marker.settings == OLD
     assert set(marker.files) == {"report.html", "c/a.c", TRAINING}
     assert marker.foreign(final) == []
+
+
+def test_threads_may_write_at_once(tmp_path: Path) -> None:
+    names = [f"{i}.txt" for i in range(60)]
+    with opened(tmp_path) as folder:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: folder.write_text(name, name), names))
+        assert sorted(Marker.read(folder.path).names) == sorted(names)
+        final = folder.finish()
+    assert Marker.read(final).foreign(final) == []
 
 
 # -- what is not ours ------------------------------------------------------------------------------
