@@ -218,16 +218,15 @@ def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled,
           journal: Journal, go_on: GoOn) -> tuple[Measured, Validation]:
     """Record a few steps in PyTorch, take the same steps in C, measure and compare. model: a copy, left as it was.
 
-    go_on: called before every step of either; raises when the proof is no longer wanted.
+    go_on: called after every step of either; raises when the proof is no longer wanted.
     """
     from algorithm import record_trace
     from runtime.simulator import Simulator
     from runtime.validate import replay
     steps = min(config.train.trace_steps, len(data))
-    model.register_forward_pre_hook(lambda *_: go_on())
     with journal.stage("trace"):
         trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], config.train.lr, config.train.momentum,
-                             folder.file("trace.safetensors"))
+                             folder.file("trace.safetensors"), on_step=lambda *_: go_on())
     with journal.stage("build"):
         simulator = Simulator(folder.path / "c", compiled.program, build_of(config))
     with simulator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path: Path, cap
     error = [line for line in message.splitlines() if "error:" in line]
     assert len(error) == 1 and text in error[0], message
     assert not runs.exists() or list(runs.iterdir()) == []
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
