@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator
 
+from algorithm.continuing import state_of
 from algorithm.data.config import DataConfig
 from algorithm.errors import BudgetParseError, ConfigError
 from algorithm.models.config import ModelConfig
@@ -89,10 +90,9 @@ class RunConfig(Section):
         return OmegaConf.to_yaml(OmegaConf.create(plain))
 
     def settings(self) -> dict[str, Any]:
-        """What makes two runs the same: all but `output`, and the size and time of the files that are named."""
-        files = {p for p in (self.plan.file, self.model.weights) if p and Path(p).is_file()}
-        stats = {p: [Path(p).stat().st_size, Path(p).stat().st_mtime_ns] for p in sorted(files)}
-        return {**self.model_dump(mode="json", exclude={"output"}), "files": stats}
+        """What makes two runs the same: all but `output`, and the state of the files and folders that are named."""
+        named = [p for p in (self.plan.file, self.model.weights, self.data.data_root) if p and Path(p).exists()]
+        return {**self.model_dump(mode="json", exclude={"output"}), "files": {p: state_of(p) for p in named}}
 
 
 def read_config_file(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # What no training step depends on, so that a stopped training goes on when it changes.
@@ -19,6 +20,13 @@ def continues(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if any(a.get(k) != b.get(k) for k in {*a, *b} - free - {*LENGTH}):
         return False
     return all(_at_least(b.get(key), a.get(key)) for key in LENGTH)
+
+
+def state_of(path: str | Path) -> list[int]:
+    """[files, bytes, time of the last change in ns] of a file, or of all files at and below a folder."""
+    top = Path(path)
+    found = [p.stat() for p in (top.rglob("*") if top.is_dir() else [top]) if p.is_file()]
+    return [len(found), sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)]
 
 
 def _at_least(new: Any, old: Any) -> bool:

@@ -59,6 +59,12 @@ def test_the_stages_are_timed_and_the_proof_runs_beside_the_training(job: Job, t
     assert steps_of(tmp_path / "run") == list(range(STEPS))
 
 
+def test_names_are_no_markup(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "[red] a [bold]name [1]"
+    assert job(name=name) == job(name=name) == 0
+    assert name in capsys.readouterr().out and (tmp_path / name / "report.html").is_file()
+
+
 def test_a_folder_of_the_users_is_refused_before_any_work(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("algorithm.models.vit.build_model", None)       # any work would fail on it

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from compilation.memory.liveness import lifetimes, live_bytes
 from compilation.program import ARENA_ROLES, Program, Role
@@ -210,12 +211,12 @@ def verdict_text(v: Validation) -> str:
 
 def console_table(report: RunReport) -> Table:
     """The same figures for a terminal."""
-    table = Table(title=report.name, show_header=False, title_justify="left")
+    table = Table(title=Text(report.name), show_header=False, title_justify="left")     # brackets in a name are no markup
     table.add_column(style="bold")
     table.add_column()
     for label, text in rows(report):
         bad = (label == "verdict" and not report.validation.passed) or "PLANNED" in text
-        table.add_row(label, text, style="red" if bad else None)
+        table.add_row(label, Text(text), style="red" if bad else None)
     return table
 
 

@@ -482,5 +482,23 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
     ([], ["budget.memory=1mb"], False),
 ])
 def test_a_training_goes_on_where_every_step_would_be_made_again(old: list[str], new: list[str], goes_on: bool) -> None:
+    assert json.loads(json.dumps(make_run_config([], old).settings())) == make_run_config([], old).settings()
     before, after = (make_run_config([], o).settings() for o in (old, new))
     assert continues(before, after) is goes_on
+
+
+def test_a_training_does_not_go_on_with_other_files(tmp_path: Path) -> None:
+    images, plan = tmp_path / "images", tmp_path / "plan.yaml"
+    (images / "train/a").mkdir(parents=True)
+    for path in (images / "train/a/1.png", plan):
+        path.write_text("x")
+
+    def settings() -> dict[str, Any]:
+        return make_run_config([], ["data.name=imagefolder", f"data.data_root={images}", f"plan.file={plan}"]).settings()
+    before = settings()
+    assert continues(before, settings())
+    (images / "train/a/2.png").write_text("y")
+    more = settings()
+    assert not continues(before, more)
+    plan.write_text("another plan")
+    assert not continues(more, settings())
