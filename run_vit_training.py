@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(error)
         return EXIT_REFUSED
     except OSError as error:
-        refuse(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+        refuse(f"{error.filename or 'the output folder'} cannot be read or written: {error.strerror or error}")
         return EXIT_REFUSED
     except KeyboardInterrupt:
         refuse("the same command goes on with the training, where it had begun", "stopped")

@@ -23,7 +23,7 @@ from typing import Any
 
 from runtime.errors import ReportError
 from runtime.lock import Lock, Say
-from runtime.marker import MARKER, Marker, differences, remove, tree
+from runtime.marker import MARKER, Marker, differences, remove, tree, written
 
 TRAINING = "training.safetensors"           # the checkpoint that a stopped training goes on from
 KEPT = (TRAINING, "metrics.jsonl", "wandb")     # what a run that goes on does not write anew
@@ -170,8 +170,9 @@ class RunFolder:
                            f"({', '.join(changed[:4])}); it is kept")
                 return False
             for name in marker.names:
-                if self.fresh or name not in KEPT:
-                    remove(self.path / name)
+                for path in written(self.path, name):
+                    if self.fresh or path.name not in KEPT:
+                        remove(path)
             self.marker.created = marker.created
             self.marker.names = [n for n in marker.names if os.path.lexists(self.path / n)]
         except (OSError, ValueError) as error:
@@ -239,8 +240,10 @@ class RunFolder:
 
     def remove_own(self) -> None:
         """A partial folder without what the run put there; gone where nothing else is in it."""
-        for name in [*self.marker.names, MARKER + ".new"]:
-            remove(self.path / name)
+        for name in self.marker.names:
+            for path in written(self.path, name):
+                remove(path)
+        remove(self.path / (MARKER + ".new"))
         if tree(self.path) in ([self.path / MARKER], [self.path]):
             remove(self.path)
 

@@ -61,6 +61,12 @@ class Marker:
         return sorted(n for n, p in found.items() if n != MARKER and self.files.get(n) != state(p))
 
 
+def written(folder: Path, name: str) -> list[Path]:
+    """A file or folder that a run writes, and what its writing leaves beside it when it is cut short: `<name>.new`,
+    `.<name>.*`."""
+    return [p for p in sorted(folder.iterdir()) if p.name in (name, name + ".new") or p.name.startswith(f".{name}.")]
+
+
 def tree(path: Path) -> list[Path]:
     """Every file (and link, and empty folder) at or below a path; links are not followed."""
     if path.is_symlink() or not path.is_dir():

@@ -52,6 +52,7 @@ def stopped(parent: Path, **options: Any) -> None:
     with pytest.raises(KeyboardInterrupt), opened(parent, **options) as folder:
         train(folder)
         folder.write_text("plan.yaml", "old plan")
+        (folder.path / f".{TRAINING}.12.tmp").write_text("half")
         raise KeyboardInterrupt
 
 
@@ -237,6 +238,10 @@ def test_the_training_of_a_finished_run_goes_on(tmp_path: Path) -> None:
 def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ReportError), opened(tmp_path) as folder:
         folder.write_text("plan.yaml", "plan")
+        (folder.path / "plan.yaml.new").write_text("half")      # what writers leave when the disk is full
+        folder.file("c")
+        (folder.path / ".c.12.new").mkdir()
+        (folder.path / ".c.12.new/a.c").write_text("half")
         raise ReportError("refused")
     assert listing(tmp_path) == {}
 
