@@ -19,6 +19,13 @@ class Section(BaseModel):
                               coerce_numbers_to_str=True)
 
 
+def one_line(error: BaseException, limit: int = 120) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`" (nearest known: 'x')"`, or the list of what is known when nothing is near."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.4)

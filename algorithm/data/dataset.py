@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from algorithm.data.pixels import to_rgb
 from algorithm.errors import DataError
 
 
@@ -47,11 +48,11 @@ def check_labels(labels: np.ndarray, classes: int, name: str = "") -> None:
                         f"correct the labels or set model.num_classes")
 
 
-def few_shot(labels: np.ndarray, per_class: int | None, seed: int, interleave: bool = True) -> np.ndarray:
+def few_shot(labels: np.ndarray, per_class: int | None, seed: int, classes: Sequence[str] = ()) -> np.ndarray:
     """Positions of `per_class` images of each class, chosen by seed; None keeps all, in a seeded order.
 
-    Interleaved: one of each class in turn, the classes shuffled in each round, which suits batch-1 SGD.
-    Raises DataError when a class has too few images.
+    One of each class in turn, the classes shuffled in each round, which suits batch-1 SGD. Raises DataError when a
+    class has too few images; `classes` are the names to say it by.
     """
     rng = np.random.default_rng(seed)
     if per_class is None:
@@ -60,19 +61,36 @@ def few_shot(labels: np.ndarray, per_class: int | None, seed: int, interleave: b
     for c in np.unique(labels):
         here = np.flatnonzero(labels == c)
         if len(here) < per_class:
-            raise DataError(f"class {c} has {len(here)} images, {per_class} asked for; lower data.images_per_class")
+            name = classes[c] if classes else int(c)
+            raise DataError(f"class {name!r} has {len(here)} images to train on (held-out ones not counted), {per_class} "
+                            "asked for; lower data.images_per_class (--images_per_class)")
         rounds.append(rng.permutation(here)[:per_class])
     table = np.stack(rounds, axis=1)  # (per_class, classes)
-    if not interleave:
-        return table.T.reshape(-1)
     return np.concatenate([rng.permutation(row) for row in table])
 
 
+def balanced(labels: np.ndarray, classes: Sequence[str], total: int, seed: int) -> np.ndarray:
+    """`total` positions (or all, when there are fewer), the classes as even as they come, each at least once.
+
+    Raises DataError when `total` is less than the classes.
+    """
+    if total < len(classes):
+        raise DataError(f"data.test_images={total} cannot show each of the {len(classes)} classes: "
+                        f"ask for {len(classes)} or more")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    seen: dict[int, int] = {}
+    for k in order:
+        c = int(labels[k])
+        rank[k] = seen[c] = seen.get(c, -1) + 1
+    by_round = order[np.argsort(rank[order], kind="stable")]
+    return np.sort(by_round[:total])
+
+
 def resize(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """Any image -> (size, size, 3) uint8 RGB: the central square, resized bicubic with antialias."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    image = image.convert("RGB")
+    """Any image -> (size, size, 3) uint8 RGB (by the rules of `pixels`): the central square, bicubic with antialias."""
+    image = to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)

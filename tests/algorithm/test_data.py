@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_corrupt_image_is_named(tmp_path) -> None:
 
 def test_too_few_images_and_labels_out_of_range(tmp_path) -> None:
     write_folder(tmp_path, classes=("a", "b", "c"), count=1)
-    folder_error(tmp_path, "class 0 has 1 images, 2 asked for")
+    folder_error(tmp_path, r"class 'a' has 1 images .*2 asked for; lower data.images_per_class")
     write_folder(tmp_path / "more", classes=("a", "b", "c"), count=2)
     folder_error(tmp_path / "more", r"label 2 of image \d is outside 0..1.*num_classes")
     with pytest.raises(DataError, match=r"label -1 of image 1 is outside 0\.\.1"):
@@ -118,3 +120,96 @@ def test_resize_is_pils_antialiased_bicubic_of_the_centre() -> None:
 def test_datasets_pickle() -> None:
     train, _ = load_data(DataConfig(images_per_class=1, test_images=10), 16)
     assert np.array_equal(pickle.loads(pickle.dumps(train)).images, train.images)
+
+
+def paint(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value, value, value)).save(path)
+
+
+def loaded(root: Path, **changes: Any) -> tuple[Dataset, Dataset]:
+    changes = {"images_per_class": None, "test_images": None, **changes}
+    return load_data(DataConfig(name="imagefolder", data_root=str(root), **changes), 8)
+
+
+def values(part: Dataset) -> dict[int, list[int]]:
+    return {c: sorted(int(i[0, 0, 0]) for i, n in zip(part.images, part.labels, strict=True) if n == c)
+            for c in range(len(part.classes))}
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (4, 1), (5, 1), (9, 1), (10, 2), (25, 5)])
+def test_every_class_has_held_out_images_of_its_own(tmp_path, count: int, held: int) -> None:
+    for i in range(count):
+        paint(tmp_path / "small" / f"{i:02}.png", i)
+    for i in range(40):
+        paint(tmp_path / "large" / f"{i:02}.png", 100 + i)
+    train, test = (values(part) for part in loaded(tmp_path))
+    assert len(test[1]) == held and len(train[1]) == count - held and len(test[0]) == 8
+    assert all(not set(train[c]) & set(test[c]) for c in (0, 1))
+
+
+def test_a_class_of_one_image_is_refused_by_name(tmp_path) -> None:
+    paint(tmp_path / "many" / "0.png", 0)
+    paint(tmp_path / "many" / "1.png", 1)
+    paint(tmp_path / "single" / "0.png", 2)
+    folder_error(tmp_path, r"class 'single' in .* has a single image")
+
+
+def test_what_is_hidden_is_not_data(tmp_path) -> None:
+    for name in ("cat", "dog"):
+        for i in range(5):
+            paint(tmp_path / name / f"{i}.PNG", i)
+        for junk in (".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/0.png", "._0.png", "deep/.hidden/0.png",
+                     "@eaDir/0.png"):
+            paint(tmp_path / name / junk, 200)
+        (tmp_path / name / "Thumbs.db").write_bytes(b"x")
+        (tmp_path / name / "notes.txt").write_text("x")
+        paint(tmp_path / name / "deep" / "5.Jpg", 5)
+    for junk in (".git", "__MACOSX"):
+        paint(tmp_path / junk / "0.png", 200)
+    train, test = loaded(tmp_path)
+    assert train.classes == ["cat", "dog"]
+    assert all(len(values(train)[c] + values(test)[c]) == 6 and max(values(train)[c]) == 5 for c in (0, 1))
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path) -> None:
+    root, aside = tmp_path / "root", tmp_path / "aside"
+    for i in range(3):
+        paint(root / "cat" / f"{i}.png", i)
+        paint(aside / f"{i}.png", 50 + i)
+    (root / "dog").symlink_to(aside, target_is_directory=True)
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    (root / "cat" / "self").symlink_to(root / "cat", target_is_directory=True)
+    (root / "again").symlink_to(root, target_is_directory=True)
+    train, test = loaded(root)
+    assert train.classes == ["cat", "dog"]
+    assert sorted(values(train)[0] + values(test)[0]) == [0, 1, 2]
+    assert sorted(values(train)[1] + values(test)[1]) == [50, 51, 52]
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    folder_error(root, "gone.png is not a file")
+
+
+def test_a_held_out_image_is_never_a_training_image(tmp_path) -> None:
+    write_folder(tmp_path, ("train",))
+    (tmp_path / "val").symlink_to(tmp_path / "train", target_is_directory=True)
+    folder_error(tmp_path, "is also a training image")
+
+
+def test_names_that_differ_in_case_only(tmp_path) -> None:
+    write_folder(tmp_path / "a", ("",), ("Cat", "cat"))
+    folder_error(tmp_path / "a", "differ in case only, 'Cat' and 'cat'")
+    write_folder(tmp_path / "b", ("train", "Train", "val"))
+    folder_error(tmp_path / "b", "two folders for one split, 'Train' and 'train'")
+
+
+def test_every_class_is_tested_and_has_enough_to_train_on(tmp_path) -> None:
+    for i in range(5):
+        paint(tmp_path / "few" / f"{i}.png", i)
+    for i in range(50):
+        paint(tmp_path / "many" / f"{i}.png", i)
+    folder_error(tmp_path, r"data\.test_images=1 cannot show each of the 2 classes", test_images=1)
+    with pytest.raises(DataError, match=r"class 'few' has 4 images to train on .*30 asked for; lower data.images_per_class"):
+        loaded(tmp_path, images_per_class=30)
+    assert set(loaded(tmp_path, test_images=2)[1].labels) == {0, 1}
+    with pytest.raises(DataError, match="test_images=9 cannot show each of the 10 classes"):
+        load_data(DataConfig(name="digits", images_per_class=1, test_images=9), 8)
