@@ -21,15 +21,19 @@ def gram_residual(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 class GramMixin:
-    """Adds the residual to an attention's forward; parameters `gram_a` (N, r) and `gram_b` (r, D)."""
+    """Adds the residual to an attention's forward; parameters `gram_a` (N, r) and `gram_b` (r, D).
+
+    `gram_idle` True skips it; only `additions.idle_additions` sets it, where the residual is known to be zeros.
+    """
 
     gram_a: nn.Parameter
     gram_b: nn.Parameter
+    gram_idle = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (batch, N, D) -> (batch, N, D)."""
         attended: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return attended + gram_residual(x, self.gram_a, self.gram_b)
+        return attended if self.gram_idle else attended + gram_residual(x, self.gram_a, self.gram_b)
 
 
 @cache

@@ -10,15 +10,19 @@ from torch.nn import functional as F
 class LoraLinear(nn.Linear):
     """A linear with a low-rank addition. lora_a (r, C) ~ U(-1/sqrt(C), 1/sqrt(C)), lora_b (O, r) zeros, scale alpha/r.
 
-    Made from an existing linear by `add_lora`; weight and bias keep their names.
+    Made from an existing linear by `add_lora`; weight and bias keep their names. `lora_idle` True skips the addition;
+    only `additions.idle_additions` sets it, where the addition is known to be zeros.
     """
 
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     lora_scale: float
+    lora_idle = False
 
     def forward(self, input: Tensor) -> Tensor:
         """input (..., C) -> (..., O)."""
+        if self.lora_idle:
+            return self.base(input)
         low = F.linear(F.linear(input, self.lora_a), self.lora_b)
         return self.base(input) + low * self.lora_scale
 

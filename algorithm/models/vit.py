@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from algorithm.errors import ModelError
+from algorithm.models.additions import add_residuals
 from algorithm.models.config import ModelConfig
-from algorithm.models.gram import add_gram
-from algorithm.models.lora import add_lora
+from algorithm.models.sources import timm_name
 from algorithm.models.torchvision_shim import timm
 from algorithm.models.weights import load_weights
-from algorithm.schema import nearest
+from algorithm.schema import nearest, one_line
 
 
 def build_model(config: ModelConfig) -> nn.Module:
@@ -23,7 +23,7 @@ def build_model(config: ModelConfig) -> nn.Module:
     The result has timm's `pretrained_cfg` (normalisation) and a `vit_config` attribute, the config it was made from.
     Raises ModelError (unknown name, impossible size) and WeightsError (bad or missing weights).
     """
-    name = config.name.split("/")[-1]
+    name = timm_name(config.name)
     if not timm.is_model(name):
         raise ModelError(f"unknown timm model {config.name!r}{nearest(name, timm.list_models('*vit*'))}")
     wanted: dict[str, Any] = {
@@ -34,16 +34,19 @@ def build_model(config: ModelConfig) -> nn.Module:
         torch.manual_seed(config.seed)
         try:
             model = timm.create_model(name, pretrained=False, **wanted)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise ModelError(f"timm cannot build {config.name!r} with {_short(wanted)}: {error}") from None
+        except Exception as error:  # timm and torch raise many classes for arguments that do not go together
+            raise ModelError(f"timm cannot build {config.name!r} with {_short(wanted)}: {one_line(error)}") from None
     if not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
         raise ModelError(f"{config.name!r} is not a vision transformer (it has no patch_embed and blocks)")
+    if model.patch_embed.num_patches < 1:
+        raise ModelError(f"model.img_size={config.img_size} is smaller than one patch of {config.name!r}: "
+                         "give a larger size, or model.patch_size")
+    model.vit_config = config
+    add_residuals(model, config, token_count(model))
     load_weights(model, config.weights, name)
     if config.head_init == "zeros" and isinstance(model.head, nn.Linear) and not getattr(model, "head_loaded", False):
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
-    _add_residuals(model, config)
-    model.vit_config = config
     return model.eval()
 
 
@@ -54,37 +57,6 @@ def _short(wanted: dict[str, Any]) -> str:
 def token_count(model: nn.Module) -> int:
     """N: patches plus prefix tokens (class token, registers)."""
     return int(model.patch_embed.num_patches) + int(getattr(model, "num_prefix_tokens", 0))  # type: ignore[union-attr,arg-type]
-
-
-def _add_residuals(model: nn.Module, config: ModelConfig) -> None:
-    blocks: nn.Sequential = model.blocks  # type: ignore[assignment]
-    for option in (config.gram, config.lora):
-        bad = [i for i in option.blocks or [] if not 0 <= i < len(blocks)]
-        if bad:
-            raise ModelError(f"block {bad[0]} does not exist: the model has blocks 0 to {len(blocks) - 1}")
-    if config.gram.enabled:
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        for i, block in enumerate(blocks):
-            if config.gram.blocks is None or i in config.gram.blocks:
-                add_gram(block.attn, token_count(model), int(model.embed_dim),  # type: ignore[arg-type]
-                         config.gram.rank, config.gram.std, generator)
-    if config.lora.enabled:
-        generator = torch.Generator().manual_seed(config.seed + 2)
-        for target in config.lora.targets:
-            found = [(n, m) for n, m in model.named_modules() if _is_target(n, target, config.lora.blocks)]
-            linears = [m for _, m in found if isinstance(m, nn.Linear)]
-            if not linears:
-                names = sorted({n.split(".", 2)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-                raise ModelError(f"LoRA target {target!r} names no linear of the model{nearest(target, names)}")
-            for linear in linears:
-                add_lora(linear, config.lora.rank, config.lora.alpha, generator)
-
-
-def _is_target(name: str, target: str, blocks: list[int] | None) -> bool:
-    if name != target and not name.endswith("." + target):
-        return False
-    parts = name.split(".")
-    return blocks is None or parts[0] != "blocks" or int(parts[1]) in blocks
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,6 +6,7 @@ computes the slice's gradient only (dW[:, cols] = dY^T X[:, cols]), from the sav
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from algorithm.errors import PlanError
+from algorithm.models.additions import idle_additions
 from algorithm.models.lora import LoraLinear
 from algorithm.sparse.plan import Slice, UpdatePlan
-from algorithm.sparse.resolve import parameter_shapes
+from algorithm.sparse.resolve import check_plan
 
 
 class _SlicedLinearFunction(torch.autograd.Function):
@@ -61,16 +62,19 @@ class _SlicedLoraLinear(_SlicedMixin, LoraLinear):
 class AppliedPlan:
     """A plan in force on a model. `leaves`: parameter name -> the leaf tensor to update (whole, or the slice).
 
+    `idle`: Gram residuals and LoRA that are zeros and stay so under the plan; the forward pass skips them.
     Use as a context manager; on leaving, the modules are what they were, the trained values stay in the weights.
     After changing the leaves, call `sync()`: it writes the slices into their weights.
     """
 
     def __init__(self, model: nn.Module, plan: UpdatePlan) -> None:
-        plan.check(parameter_shapes(model))
+        check_plan(plan, model)
         self.model, self.plan = model, plan
         self.leaves: dict[str, Tensor] = {}
         self._required = {n: p.requires_grad for n, p in model.named_parameters()}
         self._sliced: list[tuple[Any, type]] = []
+        self._closing = ExitStack()
+        self.idle = self._closing.enter_context(idle_additions(model, plan.parameters))
         for name, parameter in model.named_parameters():
             choice = plan.parameters.get(name)
             parameter.requires_grad_(choice == "all")
@@ -83,8 +87,6 @@ class AppliedPlan:
     def _slice(self, name: str, parameter: Tensor, choice: Slice) -> Tensor:
         owner: Any = self.model.get_submodule(name.rpartition(".")[0])
         kind = _SlicedLoraLinear if type(owner) is LoraLinear else _SlicedLinear
-        if type(owner) not in (nn.Linear, LoraLinear) or not name.endswith(".weight"):
-            raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
         index = torch.tensor(choice.index, dtype=torch.long, device=parameter.device)
         part = parameter.detach().index_select(1 if choice.axis == "cols" else 0, index).requires_grad_(True)
         self._sliced.append((owner, type(owner)))
@@ -108,7 +110,8 @@ class AppliedPlan:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required[name])
             parameter.grad = None
-        self._sliced, self.leaves = [], {}
+        self._closing.close()
+        self._sliced, self.leaves, self.idle = [], {}, []
 
     def __enter__(self) -> AppliedPlan:
         return self

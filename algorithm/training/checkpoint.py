@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from algorithm.errors import CheckpointError
+from algorithm.schema import one_line
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -24,10 +26,11 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
                   {k: json.dumps(v) for k, v in metadata.items()})
         os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,20 +40,26 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
             metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
             return {n: file.get_tensor(n) for n in list(file.keys())}, metadata
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+        raise CheckpointError(f"cannot read {path}: {one_line(error)}") from None
 
 
 def save_model(model: nn.Module, path: str | Path, **metadata: Any) -> None:
-    """The whole state dict, loadable by timm and by `model.weights=<path>`."""
-    write_safetensors(path, dict(model.state_dict()), metadata)
+    """The whole state dict, loadable by timm and by `model.weights=<path>`, with the configuration it was made from."""
+    config = getattr(model, "vit_config", None)
+    made_from = {"model": config.model_dump(mode="json")} if config else {}
+    write_safetensors(path, dict(model.state_dict()), {**made_from, **metadata})
 
 
-def load_state_into(leaves: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str, path: str | Path) -> None:
-    """Copy `prefix/<name>` into each leaf. Raises CheckpointError on a missing or differently shaped tensor."""
-    for name, leaf in leaves.items():
-        value = tensors.get(f"{prefix}/{name}")
-        if value is None or value.shape != leaf.shape:
-            found = "nothing" if value is None else str(tuple(value.shape))
-            raise CheckpointError(f"{path}: expected {prefix}/{name} of shape {tuple(leaf.shape)}, found {found}")
-        with torch.no_grad():
-            leaf.copy_(value)
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename a damaged file out of the way, keeping it: name.damaged, name.damaged-2, ... Raises CheckpointError."""
+    for n in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged" + (f"-{n}" if n > 1 else ""))
+        if not aside.exists():
+            break
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged ({reason}) and cannot be moved ({error.strerror or error}): "
+                              "remove it") from None
+    return aside
+

@@ -14,7 +14,7 @@ from algorithm.models import ModelConfig, build_model
 
 SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 8, "num_classes": 3,
                          "weights": "none", "head_init": "timm",
-                         "extra": {"depth": 3, "embed_dim": 16, "num_heads": 2}}
+                         "gram": {"enabled": False}, "extra": {"depth": 3, "embed_dim": 16, "num_heads": 2}}
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def test_s4_at_32() -> None:
 
 
 def test_gram_starts_as_a_no_op_and_keeps_names() -> None:
-    plain, gram = build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**SMALL, gram=GramConfig(enabled=True)))
+    plain, gram = build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**{**SMALL, "gram": GramConfig()}))
     assert torch.equal(plain(X), gram(X))
     assert set(dict(plain.named_parameters())) < set(dict(gram.named_parameters()))
     block = gram.blocks[0].attn
