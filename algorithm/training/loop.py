@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from algorithm.data.dataset import Dataset
-from algorithm.errors import CheckpointError, NonFiniteLossError
+from algorithm.errors import ConfigError, NonFiniteLossError
 from algorithm.models.vit import images_to_input, input_scale_shift
 from algorithm.sparse.apply import AppliedPlan
 from algorithm.sparse.plan import UpdatePlan
-from algorithm.training.checkpoint import load_state_into, read_safetensors, write_safetensors
 from algorithm.training.config import TrainConfig
 from algorithm.training.prefix import CACHE_BYTES, FrozenPrefix
+from algorithm.training.resume import resume, save_state
 from algorithm.training.step import Sgd, train_step
+from algorithm.training.threads import torch_threads
 
 OnStep = Callable[[int, float], None]
 
@@ -36,21 +38,33 @@ class TrainResult:
 
 
 def image_order(count: int, epochs: int, seed: int, steps: int | None = None) -> np.ndarray:
-    """Positions of the images, step by step: the data's own order first, then a seeded shuffle for each pass."""
-    passes = [np.arange(count)] + [np.random.default_rng([seed, e]).permutation(count) for e in range(1, epochs)]
+    """Positions of the images, step by step: the data's own order first, then a seeded shuffle for each pass.
+
+    A longer order begins with every shorter one. Raises ConfigError where `steps` is more than the passes hold.
+    """
+    if steps is not None and steps > epochs * count:
+        raise ConfigError(f"train.steps={steps} is more than {epochs} passes over {count} images hold ({epochs * count}): "
+                          f"set train.epochs={-(-steps // count)} (--epochs) or fewer steps")
+    needed = epochs if steps is None else -(-steps // count)
+    passes = [np.arange(count)] + [np.random.default_rng([seed, e]).permutation(count) for e in range(1, needed)]
     return np.concatenate(passes)[:steps]
 
 
 def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainConfig, *,
-             checkpoint: str | Path | None = None, on_step: OnStep | None = None) -> TrainResult:
+             checkpoint: str | Path | None = None, on_step: OnStep | None = None,
+             on_resume: Callable[[np.ndarray], None] | None = None,
+             warn: Callable[[str], None] | None = None) -> TrainResult:
     """Train the plan's parameters in place.
 
-    checkpoint: a file to resume from when it exists, and to write every `checkpoint_every` steps and at the end.
-    on_step: called with (0-based step, loss); what it raises stops the training, saved up to this step.
-    Raises NonFiniteLossError, CheckpointError, PlanError.
+    checkpoint: a file to resume from when it exists, and to write every `checkpoint_every` steps and at the end. What
+    is resumed gives the bits of an uninterrupted run; more epochs or steps than before go on from it. A damaged file is
+    set aside (name.damaged), which `warn` is told, and the training starts anew; the file of another run (plan, data,
+    initial weights, learning rate, momentum or seed differ) is refused.
+    on_resume: called once before the first step with the losses (n,) of the steps that are not made again, if any.
+    on_step: called with (0-based step, loss) after each step made; what it raises stops the training, saved up to this
+    step. warn: gets one line; None prints it to stderr.
+    Raises NonFiniteLossError, CheckpointError, ConfigError, PlanError.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     order = image_order(len(data), config.epochs, config.seed, config.steps)
     losses = np.zeros(len(order))
     model.eval()
@@ -61,13 +75,18 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
         return images_to_input(data.images[i:i + 1], scale, shift).to(device)
 
     start_time = time.perf_counter()
-    with AppliedPlan(model, plan) as applied:
+    with torch_threads(config.threads), ExitStack() as stack:
+        identity = {} if checkpoint is None else {
+            "plan": plan.to_dict()["parameters"], "lr": config.lr, "momentum": config.momentum, "seed": config.seed,
+            "data": _fingerprint([data.images, data.labels, scale, shift]),
+            "initial weights": _fingerprint([t.detach().cpu().numpy() for t in model.state_dict().values()])}
+        applied = stack.enter_context(AppliedPlan(model, plan))
         sgd = Sgd(applied, config.lr, config.momentum)
         first = 0
-        identity = {"plan": plan.to_dict()["parameters"], "lr": config.lr, "momentum": config.momentum,
-                    "seed": config.seed, "data": _fingerprint(data)}
-        if checkpoint is not None and Path(checkpoint).is_file():
-            first = _resume(Path(checkpoint), sgd, losses, identity)
+        if checkpoint is not None:
+            first = resume(Path(checkpoint), sgd, losses, identity, warn or _to_stderr)
+        if on_resume and first:
+            on_resume(losses[:first].copy())
         prefix = FrozenPrefix(model, plan, load(0))
         kept = _Cache(prefix, load, repeated=len(order) > len(data))
         for step in range(first, len(order)):
@@ -77,7 +96,7 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
             if stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == len(order):
                 _check_finite(sgd, step, losses[step])
                 if checkpoint is not None:
-                    _save(Path(checkpoint), sgd, losses[:step + 1], identity)
+                    save_state(Path(checkpoint), sgd, losses[:step + 1], identity)
             if stop:
                 raise stop
     return TrainResult(losses, time.perf_counter() - start_time, first)
@@ -91,6 +110,10 @@ def _stop(on_step: OnStep | None, step: int, loss: float) -> BaseException | Non
     except BaseException as error:
         return error
     return None
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class _Cache:
@@ -119,30 +142,8 @@ def _check_finite(sgd: Sgd, step: int, loss: float) -> None:
                                  step, loss)
 
 
-def _fingerprint(data: Dataset) -> int:
-    return zlib.crc32(data.labels.tobytes(), zlib.crc32(data.images.tobytes()))
-
-
-def _save(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any]) -> None:
-    tensors = {f"leaf/{n}": t for n, t in zip(sgd.names, sgd.leaves, strict=True)}
-    tensors |= {f"velocity/{n}": t for n, t in zip(sgd.names, sgd.velocity, strict=False)}
-    tensors["losses"] = torch.from_numpy(losses.copy())
-    write_safetensors(path, tensors, {"step": len(losses), "identity": identity})
-
-
-def _resume(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any]) -> int:
-    tensors, state = read_safetensors(path)
-    theirs = state.get("identity", {})
-    for key, value in identity.items():
-        if theirs.get(key) != value:
-            raise CheckpointError(f"{path} belongs to another run (its {key} differs): remove it, or use another "
-                                  "output folder")
-    step = int(state["step"])
-    if step > len(losses):
-        raise CheckpointError(f"{path} is at step {step}, beyond the {len(losses)} asked for")
-    load_state_into(dict(zip(sgd.names, sgd.leaves, strict=True)), tensors, "leaf", path)
-    if sgd.velocity:
-        load_state_into(dict(zip(sgd.names, sgd.velocity, strict=True)), tensors, "velocity", path)
-    losses[:step] = tensors["losses"].numpy()
-    sgd.applied.sync()
-    return step
+def _fingerprint(arrays: list[np.ndarray]) -> int:
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+    return value

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Ticker:
@@ -31,8 +34,17 @@ class Ticker:
 
     def step(self, step: int, loss: float) -> None:
         """For `finetune(on_step=...)`: shows a running mean of the loss."""
-        self._loss = loss if step == 0 else 0.98 * self._loss + 0.02 * loss
+        self._average(step, loss)
         self.done(step + 1, f"loss {self._loss:.3f}")
+
+    def resume(self, losses: Sequence[float] | np.ndarray) -> None:
+        """For `finetune(on_resume=...)`: the running mean goes on where it was."""
+        for step, loss in enumerate(losses):
+            self._average(step, float(loss))
+        self.done(len(losses), f"loss {self._loss:.3f}")
+
+    def _average(self, step: int, loss: float) -> None:
+        self._loss = loss if step == 0 else 0.98 * self._loss + 0.02 * loss
 
 
 @contextmanager
@@ -45,7 +57,7 @@ def progress(label: str, total: int, console: Console | None = None) -> Iterator
     if not console.is_terminal:
         yield Ticker(label, total, None, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
     with Progress(*columns, console=console) as bar:
         yield Ticker(label, total, bar, bar.add_task(label, total=total, note=""))
