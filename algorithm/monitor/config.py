@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from algorithm.schema import Section
 
@@ -12,9 +12,10 @@ from algorithm.schema import Section
 class MonitorConfig(Section):
     """metrics.jsonl in the run folder, and Weights & Biases when asked."""
 
-    jsonl: bool = True
-    wandb: Literal["off", "offline", "online"] = "off"
-    project: str = "vit-training"
+    jsonl: bool = Field(default=True, description="the loss of every step in metrics.jsonl")
+    wandb: Literal["off", "offline", "online"] = Field(
+        default="off", description="off | offline (files only) | online (needs a key: WANDB_API_KEY or `wandb login`)")
+    project: str = Field(default="vit-training", min_length=1, description="of Weights & Biases")
 
     @field_validator("wandb", mode="before")
     @classmethod

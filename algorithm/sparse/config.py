@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from algorithm.schema import Section
+from algorithm.schema import SEED_MAX, Section
 
 Count = int | Literal["all"]
 LayerType = Literal["attention", "mlp", "head"]
@@ -29,7 +29,8 @@ class PlanConfig(Section):
                                              description="matrices of which layers; head: weight and bias, whole")
     weight_update_ratio: Ratio = Field(
         default=1.0, description="share of a matrix; or one a block; or one a layer type")
-    weight_select_criteria: Criteria = "magnitude+"
+    weight_select_criteria: Criteria = Field(default="magnitude+", description="which columns or rows: of the largest "
+                                             "norm, the smallest, or by seed")
     weight_select_axis: Literal["cols", "rows"] = Field(default="cols", description="cols = input features")
     bias: bool = Field(default=True, description="train the biases of those n_bias_update blocks")
     layer_norm: bool = Field(default=True, description="train their LayerNorms, and the final one")
@@ -37,8 +38,8 @@ class PlanConfig(Section):
     n_gram_update: Count = Field(default=0, description="Gram A and B of the last n blocks")
     n_lora_update: Count = Field(default=0, description="LoRA A and B of the last n blocks (and of the head, when any)")
     parameters: dict[str, Any] = Field(default={}, description="explicit choices by parameter name; they win")
-    seed: int = Field(default=0, description="for weight_select_criteria: random")
-    name: str = ""
+    seed: int = Field(default=0, ge=0, le=SEED_MAX, description="for weight_select_criteria: random")
+    name: str = Field(default="", description="for people; empty = made from the rule")
 
     @field_validator("manual_weight_idx", "weight_update_ratio", mode="before")
     @classmethod
@@ -64,6 +65,24 @@ class PlanConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def _used(self) -> PlanConfig:
+        others = [n for n in type(self).model_fields if n not in ("enable_backward_config", "parameters", "name", "seed")]
+        if not self.enable_backward_config and (vain := self.changed(*others)):
+            raise ValueError(f"enable_backward_config=false trains everything, so {vain[0]} has no effect: leave one out")
+        blocks = self.manual_weight_idx
+        if blocks is not None and len(set(blocks)) != len(blocks):
+            raise ValueError("manual_weight_idx names a block twice")
+        if blocks is not None and self.n_weight_update not in (0, len(blocks)):
+            raise ValueError("manual_weight_idx takes the place of n_weight_update: give one of them")
+        for key in ("n_weight_update", "weight_update_ratio"):
+            value = getattr(self, key)
+            unused = [t for t in value if t == "head" or t not in self.vit_layer_types] if isinstance(value, dict) else []
+            if unused:
+                raise ValueError(f"{key} of {unused[0]!r} has no effect: it is for attention and mlp, where vit_layer_types "
+                                 "has them (the head is trained whole)")
+        return self
+
+    @model_validator(mode="after")
     def _lengths(self) -> PlanConfig:
         if isinstance(self.weight_update_ratio, list):
             layers = len(self.manual_weight_idx) if self.manual_weight_idx is not None else self.n_weight_update
@@ -74,12 +93,39 @@ class PlanConfig(Section):
 
 
 class PlanChoice(Section):
-    """How the update plan is found: the best that fits (auto), by a rule, or from a plan file."""
+    """How the update plan is found: the best that fits (auto), by a rule, or from a plan file.
 
-    choose: Literal["auto", "rule", "file"] = "auto"
+    A later layer of the configuration that chooses otherwise drops what an earlier one gave for its own choice.
+    """
+
+    choose: Literal["auto", "rule", "file"] = Field(
+        default="auto", description="auto: the best of the order of merit that fits; naming a file or a rule chooses it")
     rule: PlanConfig = PlanConfig()
-    file: str | None = None
-    merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit; None = the default")
-    weights: dict[str, float] = Field(default={}, description="merit by tensor name or ending, instead of the order: "
-                                      "the heaviest tensors that fit are trained")
-    always: dict[str, Any] = Field(default={}, description="plan keys that every candidate of auto gets")
+    file: str | None = Field(default=None, description="an update plan (YAML or JSON), when choose is file")
+    merit: list[dict[str, Any]] | None = Field(default=None, description="order of merit for auto; null = bias+LN deeper "
+                                               "first, then attention columns, then the MLP (recipes/merit_default.yaml)")
+    weights: dict[str, float] = Field(default={}, description="merit by tensor name or ending, e.g. {head.weight: 2}, "
+                                      "instead of the order: the heaviest tensors that fit are trained")
+    always: dict[str, Any] = Field(default={}, description="rule keys that every candidate of the order of merit gets, "
+                                   "e.g. {n_gram_update: all}")
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, value: dict[str, float]) -> dict[str, float]:
+        if any(v < 0 for v in value.values()):
+            raise ValueError("a weight must be 0 or more")
+        return value
+
+    @model_validator(mode="after")
+    def _used(self) -> PlanChoice:
+        vain = self.changed(*(n for c, names in CHOICES.items() if c != self.choose for n in names))
+        if vain:
+            owner = next(c for c, names in CHOICES.items() if vain[0] in names)
+            raise ValueError(f"plan.{vain[0]} is given, but plan.choose is {self.choose}: set plan.choose={owner}, or leave "
+                             f"plan.{vain[0]} out")
+        if self.weights and (both := self.changed("merit", "always")):
+            raise ValueError(f"plan.weights takes the place of plan.{both[0]}: give one of them")
+        return self
+
+
+CHOICES = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights", "always")}  # what each choice reads

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from algorithm.errors import ConfigError
+from algorithm.errors import ConfigError, PlanError
 from algorithm.schema import parse
 from algorithm.sparse.config import PlanChoice, PlanConfig
 from algorithm.sparse.plan import UpdatePlan
-from algorithm.sparse.resolve import parameter_shapes, resolve_plan
+from algorithm.sparse.resolve import check_plan, parameter_shapes, resolve_plan
 
 Cost = Callable[[UpdatePlan], int | None]
 BYTES_PER_NUMBER = 4
@@ -62,8 +62,6 @@ def expand_merit(rules: Sequence[Mapping[str, Any]], depth: int) -> list[PlanCon
     """Plan rules with ranges ("1..all") -> one PlanConfig a value, in order."""
     configs = []
     for i, rule in enumerate(rules):
-        if not isinstance(rule, Mapping):
-            raise ConfigError(f"merit[{i}] must be a mapping of plan keys, found {type(rule).__name__}")
         ranges = _find_ranges(rule)
         if len(ranges) > 1:
             raise ConfigError(f"merit[{i}] has two ranges ({ranges[0]}, {ranges[1]}); use one a rule")
@@ -93,17 +91,22 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
 
-    Rules that ask for Gram or LoRA matrices are left out where the model has none.
-    always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update).
+    Rules that ask for Gram or LoRA matrices are left out where the model has none, and those that train nothing.
+    always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update), but the full update.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
     names = [n.rpartition(".")[2] for n in parameter_shapes(model)]
     lacking = [k for k, p in (("n_gram_update", "gram_b"), ("n_lora_update", "lora_b")) if p not in names]
-    merged = [{**(always or {}), **rule} for rule in (DEFAULT_MERIT if rules is None else rules)
+    given = DEFAULT_MERIT if rules is None else rules
+    if bad := [r for r in given if not isinstance(r, Mapping)]:
+        raise ConfigError(f"plan.merit must list mappings of plan keys, found {type(bad[0]).__name__}")
+    merged = [{**(always or {}), **rule} if rule.get("enable_backward_config", True) else rule for rule in given
               if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
     for config in expand_merit(merged, depth):
         plan = resolve_plan(config, model)
+        if not plan.parameters:
+            continue
         key = str(sorted(plan.parameters.items()))
         plans.pop(key, None)
         plans[key] = plan
@@ -192,9 +195,12 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
         if choice.file is None:
             raise ConfigError("plan.choose=file needs plan.file (--plan FILE)")
         given = UpdatePlan.load(choice.file)
-        given.check(parameter_shapes(model))
+        check_plan(given, model)
     else:
         given = resolve_plan(choice.rule, model)
+    if not given.parameters:
+        raise PlanError("the plan trains nothing: name at least one parameter (plan.rule.vit_layer_types=[head] trains the "
+                        "head)")
     asked = Candidate(given, given.trained_count(parameter_shapes(model)), least(given))
     if progress:
         progress(asked)

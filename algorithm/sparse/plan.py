@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from algorithm.errors import PlanError
+from algorithm.errors import CheckpointError, PlanError
 from algorithm.schema import nearest
+from algorithm.textfile import read_mapping
+
+VERSION = 1
+_KEYS = ["version", "name", "parameters"]
 
 Axis = Literal["cols", "rows"]
 Shape = tuple[int, ...]
@@ -38,62 +42,69 @@ class UpdatePlan:
     def to_dict(self) -> dict[str, Any]:
         """{"version": 1, "name": ..., "parameters": {name: "all" | {"cols": [...]} | {"rows": [...]}}}."""
         chosen = {n: c if c == "all" else {c.axis: list(c.index)} for n, c in self.parameters.items()}
-        return {"version": 1, "name": self.name, "parameters": chosen}
+        return {"version": VERSION, "name": self.name, "parameters": chosen}
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> UpdatePlan:
         """Inverse of `to_dict`. Raises PlanError."""
-        if raw.get("version") != 1 or not isinstance(raw.get("parameters"), Mapping):
-            raise PlanError("an update plan needs 'version: 1' and a mapping 'parameters'")
+        unknown = [k for k in raw if k not in _KEYS]
+        if unknown:
+            raise PlanError(f"unknown key {unknown[0]!r} in the update plan{nearest(str(unknown[0]), _KEYS)}")
+        if type(raw.get("version")) is not int or raw["version"] != VERSION:
+            raise PlanError(f"an update plan needs 'version: {VERSION}', found {str(raw.get('version', 'none'))[:40]!r}")
+        if not isinstance(raw.get("parameters"), Mapping):
+            raise PlanError("an update plan needs a mapping 'parameters': name -> all, none, {cols: [...]} or {rows: [...]}")
+        if not isinstance(raw.get("name", ""), str):
+            raise PlanError("the 'name' of an update plan must be text")
         parameters: dict[str, Choice] = {}
         for name, choice in raw["parameters"].items():
+            if not isinstance(name, str):
+                raise PlanError(f"plan of {name!r}: a parameter's name must be text")
             if choice == "all":
                 parameters[name] = "all"
             elif isinstance(choice, Mapping) and len(choice) == 1 and next(iter(choice)) in ("cols", "rows"):
                 axis, index = next(iter(choice.items()))
                 if not isinstance(index, list) or not all(type(i) is int for i in index):
                     raise PlanError(f"plan of {name!r}: {axis} must be a list of whole numbers")
-                if sorted(set(index)) != index:
-                    raise PlanError(f"plan of {name!r}: {axis} must be ascending, each index once")
+                if not index:
+                    raise PlanError(f"plan of {name!r}: {axis} is empty; write none, or leave the name out")
+                if sorted(set(index)) != index or index[0] < 0:
+                    raise PlanError(f"plan of {name!r}: {axis} must be ascending, from 0 on, each index once")
                 parameters[name] = Slice(axis, tuple(index))
             elif choice not in (None, "none"):
                 raise PlanError(f"plan of {name!r}: expected all, none, cols or rows, found {str(choice)[:40]!r}")
-        return UpdatePlan(parameters, str(raw.get("name", "")))
+        return UpdatePlan(parameters, raw.get("name", ""))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
     @staticmethod
     def from_json(text: str) -> UpdatePlan:
+        """Inverse of `to_json`."""
         return UpdatePlan.from_dict(json.loads(text))
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, or YAML where the name ends in .yaml or .yml."""
+        """Write JSON, or YAML where the name ends in .yaml or .yml. Raises CheckpointError where it cannot be written."""
         path = Path(path)
-        if path.suffix in (".yaml", ".yml"):
+        if path.suffix.lower() in (".yaml", ".yml"):
             import yaml
 
-            path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120))
+            text = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
         else:
-            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+            text = json.dumps(self.to_dict(), indent=1) + "\n"
+        try:
+            path.write_text(text)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
 
     @staticmethod
     def load(path: str | Path) -> UpdatePlan:
-        """Read what `save` wrote. Raises PlanError."""
-        path = Path(path)
+        """Read what `save` wrote; by a name that ends in .json as JSON, else as YAML. Raises PlanError naming the file."""
+        raw = read_mapping(Path(path), "update plan", PlanError)
         try:
-            text = path.read_text()
-            if path.suffix in (".yaml", ".yml"):
-                import yaml
-
-                raw = yaml.safe_load(text)
-            else:
-                raw = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise PlanError(f"cannot read the plan {path}: {error}") from None
-        if not isinstance(raw, Mapping):
-            raise PlanError(f"the plan {path} is not a mapping")
-        return UpdatePlan.from_dict(raw)
+            return UpdatePlan.from_dict(raw)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
 
     # -- checks and figures -------------------------------------------------------------------------
     def check(self, shapes: Mapping[str, Shape]) -> None:

@@ -6,16 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from algorithm.errors import PlanError
+from algorithm.models.lora import LoraLinear
 from algorithm.sparse.config import Count, PlanConfig
 from algorithm.sparse.plan import Choice, Slice, UpdatePlan
 
 _MATRICES = {"attention": ("attn.qkv.weight", "attn.proj.weight"), "mlp": ("mlp.fc1.weight", "mlp.fc2.weight")}
+SLICEABLE = (nn.Linear, LoraLinear)  # a class of its own may compute in its own way
 _FINAL_NORMS = ("norm.", "fc_norm.")
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter."""
     return {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+def check_plan(plan: UpdatePlan, model: nn.Module) -> None:
+    """Raise PlanError unless every name, index and slice of the plan is one that the model can train."""
+    plan.check(parameter_shapes(model))
+    for name, choice in plan.parameters.items():
+        owner, _, last = name.rpartition(".")
+        if isinstance(choice, Slice) and (last != "weight" or type(model.get_submodule(owner)) not in SLICEABLE):
+            raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
 
 
 def select(weight: Tensor, ratio: float, criteria: str, axis: str, generator: torch.Generator) -> Choice | None:
@@ -113,10 +124,10 @@ def _with_explicit(plan: UpdatePlan, config: PlanConfig, model: nn.Module) -> Up
     explicit = UpdatePlan.from_dict({"version": 1, "parameters": config.parameters})
     for name in config.parameters:
         plan.parameters.pop(name, None)
-    plan.parameters.update({n: c for n, c in explicit.parameters.items() if c == "all" or c.index})
+    plan.parameters.update(explicit.parameters)
     order = list(dict(model.named_parameters()))
     UpdatePlan(dict.fromkeys(config.parameters, "all")).check(parameter_shapes(model))
-    plan.check(parameter_shapes(model))
+    check_plan(plan, model)
     plan.parameters = {n: plan.parameters[n] for n in order if n in plan.parameters}
     return plan
 

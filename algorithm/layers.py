@@ -1,0 +1,130 @@
+"""A configuration from layers: files with their includes, flags, overrides. Later wins; what can mean nothing is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from algorithm.data.config import FROM_A_FOLDER
+from algorithm.errors import ConfigError
+from algorithm.schema import Section, nearest, one_line, section_of
+from algorithm.sparse.config import CHOICES
+from algorithm.textfile import parse_yaml, read_mapping
+
+Tree = dict[str, Any]
+IMPLIED_BY = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights")}  # naming these chooses them
+
+
+def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = ()) -> Tree:
+    """A YAML file over its `include` (a path or a list, relative to the file), as a mapping. Raises ConfigError.
+
+    base: the folder of shipped configurations, for a path that does not exist by itself.
+    """
+    path = Path(path)
+    if not path.exists() and (base / path).is_file():
+        path = base / path
+    if path.resolve() in _seen:
+        raise ConfigError(f"config file {path} includes itself")
+    raw = read_mapping(path, "config file", ConfigError, may_be_empty=True)
+    include = raw.pop("include", [])
+    include = [include] if isinstance(include, str) else include
+    if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
+        raise ConfigError(f"config file {path}: include must be a path or a list of paths")
+    check_keys(raw, root, f"config file {path}")
+    merged: Tree = {}
+    for other in include:
+        merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
+    return over(merged, raw)
+
+
+def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type[Section]) -> Tree:
+    """One layer of `values` by dotted key, as they are, and of "section.key=value" overrides over them, read as YAML."""
+    tree: Tree = {}
+    for key, value in values.items():
+        _set(tree, key, value)
+    given: set[str] = set()
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"{item!r} is not an override: write section.key=value, for example train.lr=0.01")
+        if key in given:
+            raise ConfigError(f"override {key!r} is given twice: leave one out")
+        given.add(key)
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"override {item!r} has a malformed value: {one_line(error)}") from None
+        _set(tree, key, value)
+    check_keys(tree, root, "the command line")
+    return tree
+
+
+def _set(tree: Tree, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {dotted!r}: {part!r} has been given a value that holds no keys")
+    tree[last] = value
+
+
+def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "") -> None:
+    """Raise ConfigError at a key that the section does not have, and at a section that is no mapping."""
+    for key, value in tree.items():
+        if key not in section.model_fields:
+            hint = nearest(key, list(section.model_fields))
+            raise ConfigError(f"unknown configuration key {prefix + key!r}{hint} in {where}")
+        inner = section_of(section.model_fields[key].annotation)
+        if inner is not None:
+            if not isinstance(value, dict):
+                raise ConfigError(f"configuration key {prefix + key!r} is a section of keys, found {str(value)[:40]!r} in "
+                                  f"{where}")
+            check_keys(value, inner, where, f"{prefix}{key}.")
+
+
+def over(base: Tree, layer: Tree) -> Tree:
+    """`layer` over `base`, both checked by `check_keys`.
+
+    Where the layer chooses another kind of plan, another data set, or turns an addition off, what the base gave for the
+    one before goes. Where it names a plan's file or rule, or a data folder, and chooses nothing, it chooses that.
+    """
+    base = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
+    layer = {k: dict(v) if isinstance(v, dict) else v for k, v in layer.items()}
+    for adjust in (_plan, _data, _additions):
+        adjust(base, layer)
+    return _merge(base, layer)
+
+
+def _plan(base: Tree, layer: Tree) -> None:
+    plan = layer.get("plan", {})
+    if "choose" not in plan:
+        implied = next((c for c, names in IMPLIED_BY.items() if any(plan.get(n) for n in names)), None)
+        if implied is None:
+            return
+        plan["choose"] = implied
+    unread = {n for c, names in CHOICES.items() if c != plan["choose"] for n in names}
+    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in unread}
+
+
+def _data(base: Tree, layer: Tree) -> None:
+    data, known = layer.get("data", {}), base.get("data", {})
+    if data.get("data_root") is not None and "name" not in data and known.get("name") not in FROM_A_FOLDER:
+        data["name"] = "imagefolder"
+    elif "name" in data and data["name"] not in FROM_A_FOLDER:
+        base["data"] = {k: v for k, v in known.items() if k not in ("data_root", "download")}
+
+
+def _additions(base: Tree, layer: Tree) -> None:
+    for key in ("gram", "lora"):
+        if layer.get("model", {}).get(key, {}).get("enabled") is False:
+            base.get("model", {}).pop(key, None)
+
+
+def _merge(base: Tree, layer: Tree) -> Tree:
+    out = dict(base)
+    for key, value in layer.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
