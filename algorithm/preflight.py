@@ -16,7 +16,8 @@ from algorithm.errors import ConfigError, DataError, PlanError
 from algorithm.models.sources import check_source, timm_name
 from algorithm.monitor.config import MonitorConfig
 from algorithm.sparse.config import PlanChoice
-from algorithm.sparse.plan import UpdatePlan
+from algorithm.sparse.order import check_merit
+from algorithm.sparse.plan import VERSION, UpdatePlan
 
 
 def preflight(config: RunConfig) -> None:
@@ -25,7 +26,7 @@ def preflight(config: RunConfig) -> None:
     Reads the plan file, the header of a weights file and the names of the images; loads no PyTorch. What only the built
     model can tell (names and sizes of parameters) is refused when it is built.
     """
-    check_plan_file(config.plan)
+    check_plan(config.plan)
     check_source(config.model.weights, timm_name(config.model.name))
     counts = check_data(config.data, config.model.num_classes)
     images = config.data.images_per_class
@@ -36,13 +37,18 @@ def preflight(config: RunConfig) -> None:
     check_monitor(config.monitor)
 
 
-def check_plan_file(choice: PlanChoice) -> None:
-    """The plan file is there, well-formed, and trains something. Raises ConfigError, PlanError."""
-    if choice.choose != "file":
-        return
-    if choice.file is None:
+def check_plan(choice: PlanChoice) -> None:
+    """The plan file is there, well-formed, and trains something; rules are ones that a model can have.
+
+    Raises ConfigError, PlanError.
+    """
+    if choice.choose == "auto":
+        check_merit(choice.merit, choice.always)
+    elif choice.choose == "rule":
+        UpdatePlan.from_dict({"version": VERSION, "parameters": choice.rule.parameters})
+    elif choice.file is None:
         raise ConfigError("plan.choose=file needs plan.file (--plan FILE)")
-    if not UpdatePlan.load(choice.file).parameters:
+    elif not UpdatePlan.load(choice.file).parameters:
         raise PlanError(f"{choice.file}: the plan trains nothing: name at least one parameter")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from algorithm.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff",
+            ".avif", ".heic", ".heif", ".jp2"}  # the last only where Pillow can; elsewhere they are refused by name
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")  # in this order: with val and test, val is held out
 HELD_OUT = 5  # without splits, every fifth image of a class
@@ -54,14 +55,16 @@ def hold_out(files: Files, classes: list[str], root: Path) -> tuple[Files, Files
     """
     train: Files = []
     test: Files = []
-    for label, name in enumerate(classes):
-        here = [f for f in files if f[1] == label]
+    by_class: list[Files] = [[] for _ in classes]
+    for file in files:
+        by_class[file[1]].append(file)
+    for name, here in zip(classes, by_class, strict=True):
         if len(here) == 1:
             raise DataError(f"class {name!r} in {root} has a single image, so none can be held out: add one, or make "
                             "folders train and val")
-        held = [f for k, f in enumerate(here) if k % HELD_OUT == HELD_OUT - 1] or here[-1:]
-        test += held
-        train += [f for f in here if f not in held]
+        held = set(range(HELD_OUT - 1, len(here), HELD_OUT)) or {len(here) - 1}
+        for k, file in enumerate(here):
+            (test if k in held else train).append(file)
     return train, test
 
 

@@ -1,12 +1,10 @@
 """The best plan that fits a budget. Costs come through a function; nothing here knows a compiler.
 
-The order of merit is a list of plan rules from the least to the most valuable: of the plans that fit, the last one
-wins. A count may be a range, "1..all", which stands for one plan a value.
+Of the plans of the order of merit (`order`) that fit, the last one wins.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,23 +12,13 @@ from typing import Any
 from torch import nn
 
 from algorithm.errors import ConfigError, PlanError
-from algorithm.schema import parse
-from algorithm.sparse.config import PlanChoice, PlanConfig
+from algorithm.sparse.config import PlanChoice
+from algorithm.sparse.order import DEFAULT_MERIT, expand_merit, with_always
 from algorithm.sparse.plan import UpdatePlan
 from algorithm.sparse.resolve import check_plan, parameter_shapes, resolve_plan
 
 Cost = Callable[[UpdatePlan], int | None]
 BYTES_PER_NUMBER = 4
-
-# Deeper bias+LN first, then attention columns, then the MLP. The default order of `configs/recipes/merit_default.yaml`.
-DEFAULT_MERIT: list[dict[str, Any]] = [
-    {"n_bias_update": "0..all"},
-    {"n_bias_update": "all", "n_weight_update": {"attention": "1..all"}, "weight_update_ratio": 0.25},
-    {"n_bias_update": "all", "n_weight_update": {"attention": "all", "mlp": "1..all"}, "weight_update_ratio": 0.25},
-    {"n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 0.5},
-    {"n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 1.0},
-    {"enable_backward_config": False},
-]
 
 
 @dataclass
@@ -58,35 +46,6 @@ class SearchResult:
     nearest: Candidate | None = None
 
 
-def expand_merit(rules: Sequence[Mapping[str, Any]], depth: int) -> list[PlanConfig]:
-    """Plan rules with ranges ("1..all") -> one PlanConfig a value, in order."""
-    configs = []
-    for i, rule in enumerate(rules):
-        ranges = _find_ranges(rule)
-        if len(ranges) > 1:
-            raise ConfigError(f"merit[{i}] has two ranges ({ranges[0]}, {ranges[1]}); use one a rule")
-        low, high = ranges[0].split("..") if ranges else ("0", "0")
-        for n in range(int(low), (depth if high == "all" else int(high)) + 1):
-            configs.append(parse(PlanConfig, _fill_range(rule, n), f"merit[{i}]"))
-    return configs
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d+\.\.(\d+|all)", value) is not None
-
-
-def _find_ranges(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [r for v in value.values() for r in _find_ranges(v)]
-    return [value] if _is_range(value) else []
-
-
-def _fill_range(value: Any, n: int) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _fill_range(v, n) for k, v in value.items()}
-    return n if _is_range(value) else value
-
-
 def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None = None,
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
@@ -97,13 +56,9 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
     depth = len(model.blocks)  # type: ignore[arg-type]
     names = [n.rpartition(".")[2] for n in parameter_shapes(model)]
     lacking = [k for k, p in (("n_gram_update", "gram_b"), ("n_lora_update", "lora_b")) if p not in names]
-    given = DEFAULT_MERIT if rules is None else rules
-    if bad := [r for r in given if not isinstance(r, Mapping)]:
-        raise ConfigError(f"plan.merit must list mappings of plan keys, found {type(bad[0]).__name__}")
-    merged = [{**(always or {}), **rule} if rule.get("enable_backward_config", True) else rule for rule in given
-              if not any(rule.get(k) for k in lacking)]
+    rules = [rule for rule in (DEFAULT_MERIT if rules is None else rules) if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
-    for config in expand_merit(merged, depth):
+    for config in expand_merit(with_always(rules, always), depth):
         plan = resolve_plan(config, model)
         if not plan.parameters:
             continue

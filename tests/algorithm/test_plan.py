@@ -28,7 +28,7 @@ from algorithm.sparse import (
     search,
     weighted_plans,
 )
-from algorithm.sparse.merit import expand_merit
+from algorithm.sparse.order import expand_merit
 from tests.algorithm.conftest import small_model
 
 

@@ -60,6 +60,9 @@ def refused(argv: list[str], match: str, error: type[AlgorithmError] = ConfigErr
     (["plan.rule.manual_weight_idx=[1]", "plan.rule.n_weight_update=2"], "takes the place of n_weight_update"),
     (["plan.rule.manual_weight_idx=[1, 1]"], "a block twice"),
     (["plan.rule.n_weight_update={head: 1}"], "'head' has no effect"),
+    (["plan.always={layer_nrom: false}"], r"'merit\[0\].layer_nrom' .nearest known: 'layer_norm'"),
+    (["plan.merit=[{n_bias_update: 1..all}, {n_bias_update: -1}]"], r"merit\[1\].n_bias_update"),
+    (["plan.merit=[{n_bias_update: 1..2, n_gram_update: 1..2}]"], "two ranges"), (["plan.merit=[5]"], "plan.merit"),
     (["train.steps=601"], r"train.steps=601 is more than 2 passes over 300 images hold \(600\): set train.epochs=3"),
 ])
 def test_options_that_mean_nothing(argv: list[str], match: str) -> None:
@@ -120,6 +123,11 @@ def test_plan_files(tmp_path: Path, name: str, text: str | bytes, match: str) ->
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     refused(["--plan", str(path)], match, PlanError)
     refused(["--plan", str(path)], name, PlanError)
+
+
+def test_explicit_parameters_of_a_rule() -> None:
+    refused(["plan.rule.parameters={w: {cols: []}}"], "plan of 'w': cols is empty", PlanError)
+    refused(["plan.rule.parameters={w: some}"], "expected all, none, cols or rows", PlanError)
 
 
 def test_plan_files_that_are_no_files(tmp_path: Path) -> None:
