@@ -44,10 +44,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _check_plain(value: Any) -> None:
+    """Raise ValueError for what JSON could not hold (dates, bytes, sets); RecursionError for what holds itself."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(item)
+    elif value is not None and not isinstance(value, (str, bool, int, float)):
+        raise ValueError(f"a {type(value).__name__} is neither text, number, list nor mapping: put it in quotes")
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ValueError with one line."""
     try:
-        return yaml.load(text, _Strict)
+        value = yaml.load(text, _Strict)
+        _check_plain(value)
+        return value
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{where}{error.problem or 'not YAML'}") from None

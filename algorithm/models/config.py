@@ -19,8 +19,8 @@ class GramConfig(Section):
 
     enabled: bool = Field(default=True, description="add the residual; B starts as zeros, so that it starts as a no-op")
     rank: int = Field(default=64, ge=1, le=65_536, description="r of A (tokens, r) and B (r, features)")
-    std: float = Field(default=0.01, gt=0, description="standard deviation of A's initial values")
-    blocks: list[int] | None = Field(default=None, description="block indices; null = all")
+    std: float = Field(default=0.01, gt=0, le=1000, description="standard deviation of A's initial values")
+    blocks: list[int] | None = Field(default=None, min_length=1, description="block indices; null = all")
 
     @model_validator(mode="after")
     def _used(self) -> GramConfig:
@@ -35,10 +35,10 @@ class LoraConfig(Section):
 
     enabled: bool = Field(default=False, description="add it; B starts as zeros, so that it starts as a no-op")
     rank: int = Field(default=4, ge=1, le=65_536, description="at most the smaller side of each linear")
-    alpha: float | None = Field(default=None, gt=0, description="null = rank, so that the scale alpha/rank is 1")
+    alpha: float | None = Field(default=None, gt=0, le=1e6, description="null = rank, so that the scale alpha/rank is 1")
     targets: list[str] = Field(default=["attn.qkv", "attn.proj"], min_length=1,
                                description="name endings of the linears: attn.qkv, mlp.fc1, blocks.11.mlp.fc2, head")
-    blocks: list[int] | None = Field(default=None, description="block indices; null = all")
+    blocks: list[int] | None = Field(default=None, min_length=1, description="block indices; null = all")
 
     @model_validator(mode="after")
     def _used(self) -> LoraConfig:
@@ -71,6 +71,8 @@ class ModelConfig(Section):
         for key, setting in value.items():
             if key in _OWN_FIELDS:
                 raise ValueError(f"{key!r} has a key of its own: set {_OWN_FIELDS[key]}")
+            if key == "in_chans" and setting != 3:
+                raise ValueError(f"in_chans={setting!r} does not fit: images are RGB, of 3 channels; leave it out")
             if "drop" in key and setting:
                 raise ValueError(f"{key!r} would have no effect: training is in eval mode, as on the device; leave it out")
         return value

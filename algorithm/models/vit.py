@@ -43,11 +43,23 @@ def build_model(config: ModelConfig) -> nn.Module:
                          "give a larger size, or model.patch_size")
     model.vit_config = config
     add_residuals(model, config, token_count(model))
+    if config.gram.enabled and not isinstance(model, timm.models.VisionTransformer):
+        _check_gram(model, config)
     load_weights(model, config.weights, name)
     if config.head_init == "zeros" and isinstance(model.head, nn.Linear) and not getattr(model, "head_loaded", False):
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
     return model.eval()
+
+
+def _check_gram(model: nn.Module, config: ModelConfig) -> None:
+    """Raise ModelError where the attentions of a relative of the ViT see other tokens than the residual is made for."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, config.img_size, config.img_size))
+    except RuntimeError as error:
+        raise ModelError(f"the Gram residual does not fit the attentions of {config.name!r} ({one_line(error, 80)}): "
+                         "set model.gram.enabled=false (--no-gram)") from None
 
 
 def _short(wanted: dict[str, Any]) -> str:

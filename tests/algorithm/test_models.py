@@ -103,6 +103,14 @@ def test_unknown_model_and_key_name_the_nearest() -> None:
         build_model(ModelConfig(name="vit_tiny_patch16_224", weights="none", extra={"nonsense": 1}))
 
 
+def test_a_relative_of_the_vit_that_the_gram_residual_does_not_fit_is_refused() -> None:
+    small = {"name": "cait_xxs24_224", "img_size": 32, "weights": "none",
+             "extra": {"depth": 1, "embed_dim": 16, "num_heads": 2}}
+    with pytest.raises(ModelError, match=r"does not fit the attentions of 'cait_xxs24_224' .*--no-gram"):
+        build_model(ModelConfig(**small))
+    assert build_model(ModelConfig(**small, gram=GramConfig(enabled=False))).eval()
+
+
 def test_input_is_the_normalised_image() -> None:
     model, data = small_model(), small_data()
     scale, shift = input_scale_shift(model)
