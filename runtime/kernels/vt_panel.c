@@ -65,7 +65,7 @@ void vt_tiles(float *const *y, const vt_product *p, const float *b, const float 
         vt_chain(y, p, b, x, rows, lanes);
         return;
     }
-    for (r = 0; r < rows; r++) at[r] = tile[r];
+    for (r = 0; r < VT_ROWS; r++) at[r] = tile[r];
     for (k0 = 0; k0 < p->k; k0 += q.k) {
         q.k = p->k - k0 > VT_BLOCK ? VT_BLOCK : p->k - k0;
         q.bi = p->bi ? p->bi + k0 : NULL;
