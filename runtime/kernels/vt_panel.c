@@ -65,7 +65,7 @@ void vt_tiles(float *const *y, const vt_product *p, const float *b, const float 
         vt_chain(y, p, b, x, rows, lanes);
         return;
     }
-    for (r = 0; r < VT_ROWS; r++) at[r] = tile[r];
+    for (r = 0; r < rows; r++) at[r] = tile[r];
     for (k0 = 0; k0 < p->k; k0 += q.k) {
         q.k = p->k - k0 > VT_BLOCK ? VT_BLOCK : p->k - k0;
         q.bi = p->bi ? p->bi + k0 : NULL;
@@ -90,10 +90,11 @@ static void vt_at(const vt_result *o, int32_t r0, int32_t rows, int32_t l0, int3
     float tile[VT_ROWS][VT_LANES];
     float *at[VT_ROWS], *row[VT_ROWS];
     int32_t r, l;
+    for (r = 0; r < VT_ROWS; r++) at[r] = tile[r];      /* all, or gcc -O1 warns */
     for (r = 0; r < rows; r++) {
         row[r] = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy;
-        at[r] = o->li ? tile[r] : row[r] + l0;
-        if (o->li)
+        if (!o->li) at[r] = row[r] + l0;
+        else
             for (l = 0; l < lanes; l++) tile[r][l] = row[r][o->li[l0 + l] - o->lo];
     }
     vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);

@@ -16,7 +16,6 @@ void *memset(void *to, int value, size_t n);
 void *memcpy(void *restrict to, const void *restrict from, size_t n);
 void *memmove(void *to, const void *from, size_t n);
 int memcmp(const void *a, const void *b, size_t n);
-float fmaf(float x, float y, float z);
 float sqrtf(float x);
 
 static void set(void *to, int value, size_t n) {
@@ -56,6 +55,9 @@ VT_WEAK int memcmp(const void *a, const void *b, size_t n) {
     return 0;
 }
 
+#if defined(VT_SUPPORT_ALL) || !(defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+float fmaf(float x, float y, float z);
+
 /* x * y + z, rounded once. The product is exact in double; the sum is rounded to odd there (its last bit says whether
  * anything was cut off), so that the second rounding, to single, is the only one that counts. */
 VT_WEAK float fmaf(float x, float y, float z) {
@@ -66,6 +68,7 @@ VT_WEAK float fmaf(float x, float y, float z) {
     if ((cut > 0.0 || cut < 0.0) && !(s.u & 1u)) s.u += (cut > 0.0) == (sum > 0.0) ? 1u : ~(uint64_t)0;
     return (float)s.f;
 }
+#endif
 
 /* The square root, rounded to nearest: one result bit a turn. */
 VT_WEAK float sqrtf(float x) {

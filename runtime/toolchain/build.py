@@ -15,6 +15,7 @@ from runtime.errors import ToolchainError
 from runtime.toolchain.cache import fetch, object_key, store
 from runtime.toolchain.compiler import (
     EXACT,
+    LINK,
     WARNINGS,
     ZIG_ONLY,
     Build,
@@ -81,8 +82,8 @@ def build_shared(folder: Path, out: Path, build: Build, extra: list[Path] | None
         objects = compile_objects(sources_in(folder), flags, build.compiler, room)
         for source in extra or []:
             objects += compile_objects([source.absolute()], (*flags, f"-I{folder}"), build.compiler, room)
-        run([*compiler_command(build.compiler), "-O3", *build.cpu_flags, "-shared", "-o", "library.so",
-             *(o.name for o in objects), "-lm", "-lpthread"], room, room)
+        run([*compiler_command(build.compiler), *LINK, *build.cpu_flags, "-o", "library.so", *(o.name for o in objects),
+             "-lm", "-lpthread"], room, room)
         move(room / "library.so", out)
     return out
 

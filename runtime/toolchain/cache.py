@@ -53,15 +53,12 @@ def prune(folder: Path) -> None:
     """Keeps the objects used last, up to KEEP_BYTES; drops what was left unfinished."""
     total, now = 0, time.time()
     found = []
-    for path in folder.glob("*.*"):
-        try:
-            if path.is_file():
-                state = path.stat()
-                found.append((state.st_mtime, state.st_size, path))
-        except OSError:
-            continue
+    for path in (*folder.glob("*.o"), *folder.glob("*.part")):
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            found.append((state.st_mtime, state.st_size, path))
     for used, size, path in sorted(found, reverse=True, key=lambda f: f[0]):
-        unfinished = path.suffix != ".o"
+        unfinished = path.suffix == ".part"
         total += 0 if unfinished else size
         if total > KEEP_BYTES or now - used > (STALE_SECONDS if unfinished else KEEP_SECONDS):
             with contextlib.suppress(OSError):

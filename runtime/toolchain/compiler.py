@@ -25,6 +25,7 @@ CPUS = ("native", "baseline")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 EXACT = ("-ffreestanding", "-ffp-contract=off", "-fno-math-errno")  # the same bits everywhere; sqrtf, fmaf as instructions
 ZIG_ONLY = ("-fno-sanitize=undefined", "-fno-stack-protector")      # what zig adds by itself, for a library to serve
+LINK = ("-O3", "-shared")       # the level is for zig, which builds its own run-time library once for each
 DEFINE = re.compile(r"[A-Za-z_]\w*(=[^\0]*)?")
 CHECK = "int vt_check(void);\nint vt_check(void) { return 42; }\n"
 SECONDS = 300                   # after which a program that only has to compile a line is none
@@ -104,8 +105,9 @@ def check_compiler(build: Build) -> None:
         room = Path(name)
         (room / "check.c").write_text(CHECK)
         try:
-            run([*compiler_command(build.compiler), *build.flags, "-fPIC", "-shared", "check.c", "-o", "check.so"],
-                room, room)
+            command = compiler_command(build.compiler)
+            run([*command, *build.flags, "-fPIC", "-c", "check.c", "-o", "check.o"], room, room)
+            run([*command, *LINK, *build.cpu_flags, "-o", "check.so", "check.o"], room, room)
         except ToolchainError as error:
             raise ToolchainError(f"{cannot}: {' '.join(str(error).split())}") from None
         try:
