@@ -67,8 +67,9 @@ def test_a_core_needs_at_most_its_compilers_soft_floats(folder: Path, core: str)
     undefined = undefined_symbols(objects)
     assert all(name.startswith(("__aeabi_f", "__aeabi_d", "__aeabi_i2f", "__aeabi_ui2f")) for name in undefined), undefined
     assert bool(undefined) == (core == "M3 without an FPU")
+    libgcc = ["-lgcc"] if undefined else []
     subprocess.run([*CORES[core].split(), "-nostdlib", "-Wl,-e,vt_init", "-Wl,--whole-archive", "libvit_train.a",
-                    "-Wl,--no-whole-archive", *(["-lgcc"] if undefined else []), "-o", "firmware.elf"], cwd=folder, check=True)
+                    "-Wl,--no-whole-archive", *libgcc, "-o", "firmware.elf"], cwd=folder, check=True)
 
 
 def test_the_makefile_lists_exactly_the_folder(write_toy: Write) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as ct
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,8 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         void many(const float *x, const float *y, const float *z, float *fused, float *root, int32_t n) {
             for (int32_t i = 0; i < n; i++) { fused[i] = fmaf(x[i], y[i], z[i]); root[i] = sqrtf(x[i]); }
         }""")
-    (made,) = compile_objects([source], (request.param, *WARNINGS, *EXACT, *ZIG_ONLY, "-fPIC", "-DVT_SUPPORT_ALL"), "zig", room)
+    flags = (request.param, *WARNINGS, *EXACT, *ZIG_ONLY, "-fPIC", "-DVT_SUPPORT_ALL")
+    (made,) = compile_objects([source], flags, "zig", room)
     run([*compiler_command("zig"), "-O3", "-shared", "-o", "support.so", made.name], room, room)
     library = ct.CDLL(str(room / "support.so"))
     for name in ("memset", "memcpy", "memmove"):
@@ -39,10 +39,9 @@ def rounded(value: Fraction) -> np.float32:
     """An exact value as the nearest float32, ties to even."""
     if value == 0:
         return np.float32(0)
-    exponent = max(math.frexp(float(value))[1] - 24, -149) if abs(value) < Fraction(2) ** 1000 else 900
-    scaled = value / Fraction(2) ** exponent
-    return np.float32(math.ldexp(round(scaled), exponent)) if abs(round(scaled)) * Fraction(2) ** exponent < Fraction(2) ** 128 \
-        else np.float32(math.copysign(math.inf, value))
+    exponent = max(math.frexp(float(value))[1] - 24, -149)
+    nearest = math.ldexp(round(value / Fraction(2) ** exponent), exponent)
+    return np.float32(nearest if abs(nearest) < 2.0**128 else math.copysign(math.inf, nearest))
 
 
 def triples() -> np.ndarray:
