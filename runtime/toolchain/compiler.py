@@ -81,7 +81,8 @@ HOST_BUILDS = {
 
 def available_builds() -> dict[str, Build]:
     """The builds of HOST_BUILDS whose compiler is on this machine: all must give the same bits."""
-    return {name: b for name, b in HOST_BUILDS.items() if b.compiler == "zig" or shutil.which(b.compiler)}
+    zig = importlib.util.find_spec("ziglang") is not None
+    return {name: b for name, b in HOST_BUILDS.items() if (zig if b.compiler == "zig" else shutil.which(b.compiler))}
 
 
 def compiler_command(compiler: str) -> list[str]:
