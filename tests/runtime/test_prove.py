@@ -73,7 +73,8 @@ def nothing_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- arguments -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("arguments", [
-    ["--optimise", "-O2"], ["--optimise=-O2"], ["--optimise", "O2"], ["--optimize", "-O2"], ["-O2"], ["-O", "2"], ["-O", "O2"]])
+    ["--optimise", "-O2"], ["--optimise=-O2"], ["--optimise", "O2"], ["--optimize", "-O2"],
+    ["-O2"], ["-O", "2"], ["-O", "O2"]])
 def test_a_level_may_be_written_as_anyone_writes_it(arguments: list[str]) -> None:
     for whole in (["RUN", *arguments], [*arguments, "RUN"]):
         options = read_arguments(whole)
@@ -82,7 +83,8 @@ def test_a_level_may_be_written_as_anyone_writes_it(arguments: list[str]) -> Non
 
 @pytest.mark.parametrize(("arguments", "text"), [
     (["--steps", "0"], "0 steps prove nothing"), (["--steps", "-2"], "-2 steps prove nothing"),
-    (["--steps", "x"], "no whole number"), (["--steps", "1.5"], "no whole number"), (["--cpu", "z80"], "invalid choice"), (["--step", "1"], "unrecognized"),
+    (["--steps", "x"], "no whole number"), (["--steps", "1.5"], "no whole number"),
+    (["--cpu", "z80"], "invalid choice"), (["--step", "1"], "unrecognized"),
     (["--optimise"], "expected one argument")])
 def test_wrong_arguments_are_refused_before_anything_is_read(arguments: list[str], text: str,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
