@@ -28,7 +28,7 @@ from runtime.toolchain.elf import Elf, undefined_symbols
 from runtime.toolchain.stack import deepest, read_frames
 
 CORTEX_M7 = ("-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m7+fp_armv8d16", "-O3", "-Xclang", "-O3",
-             "-fomit-frame-pointer", "-fno-unwind-tables", "-ffunction-sections", "-fdata-sections",
+             "-fomit-frame-pointer", "-ffreestanding", "-fno-unwind-tables", "-ffunction-sections", "-fdata-sections",
              "-fstack-size-section")
 FLASH_STANDIN = 0x90000000   # where the constants would be, when only the code is built
 ENTRY_POINTS = ("vt_init", "vt_input", "vt_train_step", "vt_predict", "vt_logits", "vt_trained", "vt_trained_table")

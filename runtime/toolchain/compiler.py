@@ -23,7 +23,7 @@ from runtime.toolchain.cache import cache_folder
 LEVELS = ("-O0", "-O1", "-O2", "-O3", "-Os")
 CPUS = ("native", "baseline")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-EXACT = ("-ffreestanding", "-ffp-contract=off", "-fno-math-errno")  # the same bits everywhere; sqrtf, fmaf as instructions
+EXACT = ("-ffp-contract=off", "-fno-math-errno")                    # the same bits everywhere; sqrtf, fmaf as instructions
 ZIG_ONLY = ("-fno-sanitize=undefined", "-fno-stack-protector")      # what zig adds by itself, for a library to serve
 LINK = ("-O3", "-shared")       # the level is for zig, which builds its own run-time library once for each
 DEFINE = re.compile(r"[A-Za-z_]\w*(=[^\0]*)?")

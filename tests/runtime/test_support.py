@@ -26,7 +26,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         void many(const float *x, const float *y, const float *z, float *fused, float *root, int32_t n) {
             for (int32_t i = 0; i < n; i++) { fused[i] = fmaf(x[i], y[i], z[i]); root[i] = sqrtf(x[i]); }
         }""")
-    flags = (request.param, *WARNINGS, *EXACT, *ZIG_ONLY, "-fPIC", "-DVT_SUPPORT_ALL")
+    flags = (request.param, *WARNINGS, *EXACT, *ZIG_ONLY, "-ffreestanding", "-fPIC", "-DVT_SUPPORT_ALL")
     (made,) = compile_objects([source], flags, "zig", room)
     run([*compiler_command("zig"), "-O3", "-shared", "-o", "support.so", made.name], room, room)
     library = ct.CDLL(str(room / "support.so"))
