@@ -89,7 +89,8 @@ def walk(config: RunConfig, folder: RunFolder, console: Console) -> Path:
     compiler = Compiler(model, InputSpec((channels, height, width), scale, shift), config.model.name)
     budget = config.budget.bytes
     found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
-        selections(plan), config.train.momentum, config.compile.max_recompute), budget)
+        selections(plan), config.train.momentum, config.compile.max_recompute), budget,
+        least=lambda plan: compiler.smallest_ram(selections(plan), config.train.momentum))
     plan = require_plan(found, compiler, config)
     plan.save(folder.path / "plan.yaml")
 

@@ -1,11 +1,10 @@
-"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included), traffic."""
+"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from compilation.ops import REGISTRY
-from compilation.ops.base import Cost
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
 
@@ -14,21 +13,15 @@ SEAL_BYTES = 8  # at the end of the constants: by what the device knows that the
 STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures that less is used
 
 
-def call_cost(program: Program, call: Call) -> Cost:
-    """The cost of one call with its present settings (0 for pure renamings)."""
-    if call.op == "reshape":
-        return Cost(0)
-    if call.op not in REGISTRY:
-        return Cost(int(call.attrs.get("macs", 0)))
-    return REGISTRY[call.op].cost(site(program, call))
-
-
 def call_macs(program: Program, call: Call) -> int:
-    return call_cost(program, call).macs
+    """Multiply-accumulates of one call with its present settings (0 for pure renamings)."""
+    if call.op not in REGISTRY:
+        return int(call.attrs.get("macs", 0))
+    return REGISTRY[call.op].macs(site(program, call))
 
 
 def total_macs(program: Program) -> int:
-    """Multiply-accumulates of one training step: exactly what the C counter counts."""
+    """Multiply-accumulates of one training step, the long tail's included: exactly what the C counter counts."""
     return sum(call_macs(program, c) for c in program.calls)
 
 

@@ -27,6 +27,10 @@ class VerificationError(CompilationError):
     """A pass produced a malformed Program: always a bug of the compiler."""
 
 
+class ProgramFileError(CompilationError):
+    """A Program read from a file is damaged, was changed by hand, or was written by another version."""
+
+
 class PlacementError(CompilationError):
     """A memory plan is invalid, or none was found within the capacity."""
 

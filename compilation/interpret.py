@@ -12,7 +12,7 @@ import numpy as np
 
 from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
-from compilation.program import Call, Program, Role
+from compilation.program import VIEW, Call, Program, Role
 
 
 class Interpreter:
@@ -34,7 +34,7 @@ class Interpreter:
                 self.memory[t.name] = value.astype(np.float64) if t.dtype == "f32" else value
         for call in self.program.calls:
             self._run(call, lr, momentum)
-        return float(self.memory[self.program.meta["loss"]].reshape(()))
+        return float(self.memory[self.program.loss].reshape(()))
 
     def _value(self, name: str) -> np.ndarray:
         weight = self.program.weights.get(name)
@@ -43,30 +43,26 @@ class Interpreter:
         if weight.axis is None:
             return self.memory[weight.trained or weight.frozen or ""]
         whole = np.empty(weight.shape)
-        part: tuple[slice | list[int], ...]
         for tensor, index in ((weight.frozen, weight.rest), (weight.trained, weight.index)):
-            part = (slice(None), index) if weight.axis == "cols" else (index, slice(None))
-            whole[part] = self.memory[tensor or ""]
+            whole[(slice(None), list(index)) if weight.axis == "cols" else list(index)] = self.memory[tensor or ""]
         return whole
 
     def _run(self, call: Call, lr: float, momentum: float) -> None:
-        if call.op == "reshape":
+        if call.op == VIEW:
             out = call.outputs["y"]
             self.memory[out] = self.memory[call.inputs["x"]].reshape(self.program.tensors[out].shape)
             return
         if call.op == "sgd":
-            self._update(call.inputs["p"], self.memory[call.inputs["g"]], lr, momentum)
+            self._update(call.updates["p"], self.memory[call.inputs["g"]], lr, momentum)
             return
         if call.op not in REGISTRY:
             raise VerificationError(f"{call.op} has no NumPy reference: long-tail operations run only as C")
         op = REGISTRY[call.op]
-        known = {s.name for s in op.inputs}
-        inputs = {s: self._value(t) for s, t in call.inputs.items() if s in known}
-        results = op.reference(inputs, call.attrs)
+        results = op.reference({s: self._value(t) for s, t in call.inputs.items()}, dict(call.attrs))
         for slot, name in call.outputs.items():
             self.memory[name] = self._part(call, slot, results[slot]).reshape(self.program.tensors[name].shape)
-        for slot in call.updates:
-            self._update(call.inputs[slot], self._part(call, f"d_{slot}", results[f"d_{slot}"]), lr, momentum)
+        for slot, parameter in call.updates.items():
+            self._update(parameter, self._part(call, f"d_{slot}", results[f"d_{slot}"]), lr, momentum)
 
     def _part(self, call: Call, slot: str, gradient: np.ndarray) -> np.ndarray:
         """Of a gradient of a whole matrix, what belongs to the trained part."""

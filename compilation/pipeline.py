@@ -11,6 +11,7 @@ from torch import nn
 from compilation.capture import Exported, InputSpec, capture
 from compilation.cost import Memory, memory
 from compilation.errors import BudgetError
+from compilation.judge import judge
 from compilation.memory.liveness import ALIGNMENT, lifetimes, lower_bound, padded
 from compilation.memory.placement import Item, place
 from compilation.memory.validate import check_program_memory
@@ -18,7 +19,6 @@ from compilation.passes.training import Selection, parameter_values
 from compilation.program import Program
 from compilation.scheduling import Planner, Schedule, binding
 from compilation.tvm_adapter import import_model
-from compilation.verify import verify
 
 
 @dataclass
@@ -46,9 +46,10 @@ class Compiler:
         self.exported: Exported = capture(model, spec)
         self.forward = import_model(self.exported, name)
         self.shapes = {n: v.shape for n, v in self.exported.parameters.items()}
+        self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 
     def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
-        return Planner(self.forward, plan, self.shapes, momentum)
+        return Planner(self.forward, plan, self.shapes, momentum, self.zero)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,
                      max_recompute: float | None = None) -> int:
@@ -81,12 +82,11 @@ class Compiler:
                                    "; no plan of the order of merit needs less"), smallest.ram, where, nearest)
 
     def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
-        """Place, check and cost a schedule."""
-        program = schedule.program
+        """Place, check and cost a schedule; the schedule itself stays as it is."""
+        program = schedule.program.copy()
         capacity = None if budget is None else budget - schedule.fixed
         place_program(program, capacity)
-        verify(program, "place")
-        program.meta.pop("tail", None)
+        judge(program, "place")
         cost = memory(program)
         trained = sum(int(np.prod(t.shape)) for t in program.tensors.values() if t.role.value == "trained")
         return Compiled(program, parameter_values(program, self.exported.parameters), cost, lower_bound(program),
@@ -95,14 +95,13 @@ class Compiler:
 
 
 def place_program(program: Program, capacity: int | None) -> None:
-    """Give every arena tensor its offset; the judge checks the result. Raises PlacementError."""
+    """Give every arena tensor its offset; a judge of its own checks the result. Raises PlacementError."""
     life = lifetimes(program)
     units = [Item(n, *life[n], padded(program.tensors[n].bytes) // ALIGNMENT) for n in life]
     placement = place(units, None if capacity is None else capacity // ALIGNMENT)
-    height = placement.height * ALIGNMENT
     for n in life:
-        program.tensors[n].offset = placement.offsets[n] * ALIGNMENT
-    for t in program.tensors.values():
+        program.put(n, offset=placement.offsets[n] * ALIGNMENT)
+    for t in list(program.tensors.values()):
         if t.alias:
-            t.offset = program.tensors[program.storage(t.name)].offset
-    check_program_memory(program, height)
+            program.put(t.name, offset=program.tensors[program.storage(t.name)].offset)
+    check_program_memory(program, placement.height * ALIGNMENT)

@@ -1,18 +1,25 @@
 """The Program: the compiler's memory-planned IR. An ordered list of kernel calls over typed tensors.
 
-Everything here is plain data. Operations are looked up in the registry (`compilation.ops`); the Program
-itself knows only names, shapes, roles and offsets. It prints as stable text and serialises as JSON.
+Everything here is plain data. Tensors, weights and calls cannot be changed: a pass puts others in their place
+(`Program.put`, `Program.replace_call`), so that Programs may share them and `Program.copy` is cheap. Operations are
+looked up in the registry (`compilation.ops`); the Program itself knows only names, shapes, roles and offsets. It prints
+as stable text and is written as JSON (`to_json`), which `compilation.program_file` reads back and judges.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 DTYPE_BYTES = {"f32": 4, "i32": 4, "u16": 2, "u8": 1}
+INDICES = 1 << 16   # index lists are u16 on the device: so many rows or columns can be told apart
+VIEW = "reshape"    # the operation that only gives a tensor another shape: the same bytes, no code
+TEXT_LIMIT = 40     # characters of an attribute that `Program.text` shows; of longer ones it says how long they are
 
 
 class Role(str, Enum):
@@ -32,10 +39,50 @@ ARENA_ROLES = {Role.INPUT, Role.ACTIVATION, Role.GRADIENT, Role.SCRATCH}
 RAM_ROLES = {Role.TRAINED, Role.STATE, Role.OUTPUT}
 
 
-@dataclass
-class Tensor:
+class Frozen(dict[str, Any]):
+    """A mapping that cannot be changed; what it holds is frozen, too. `mapping | {...}` gives a new, plain dict."""
+
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__({k: frozen(v) for k, v in dict(items).items()})
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("parts of a Program cannot be changed: make another with dataclasses.replace")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[type[Frozen], tuple[dict[str, Any]]]:
+        return Frozen, (dict(self),)
+
+
+def frozen(value: Any) -> Any:
+    """The value with its lists as tuples and its dicts as `Frozen`, all the way down."""
+    if isinstance(value, Frozen):
+        return value
+    if isinstance(value, dict):
+        return Frozen(value)
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+class _Plain:
+    """Freezes the lists and mappings that a dataclass is given."""
+
+    holds: ClassVar[tuple[str, ...]]    # the fields that may be such
+
+    def __post_init__(self) -> None:
+        for name in self.holds:
+            value = getattr(self, name)
+            if not isinstance(value, Frozen):
+                object.__setattr__(self, name, frozen(value))
+
+
+@dataclass(frozen=True)
+class Tensor(_Plain):
     """A typed value. `alias` names the tensor whose storage it takes over (in-place result)."""
 
+    holds = ("shape",)
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -49,64 +96,101 @@ class Tensor:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-@dataclass
-class Weight:
+@dataclass(frozen=True)
+class Weight(_Plain):
     """A weight matrix (rows = output features, columns = input features) in at most two parts.
 
     axis is None when one part holds the whole matrix; "cols" (or "rows") when `trained` holds the columns
     (rows) listed in `index`, ascending, and `frozen` holds all others in ascending order.
     """
 
+    holds = ("shape", "index")
     name: str
     shape: tuple[int, int]
     frozen: str | None          # tensor of role CONSTANT
     trained: str | None         # tensor of role TRAINED
     axis: str | None = None     # None | "cols" | "rows"
-    index: list[int] = field(default_factory=list)
+    index: tuple[int, ...] = ()
 
     @property
-    def rest(self) -> list[int]:
+    def rest(self) -> tuple[int, ...]:
         """The frozen columns (or rows), ascending."""
         chosen = set(self.index)
         n = self.shape[1] if self.axis == "cols" else self.shape[0]
-        return [i for i in range(n) if i not in chosen]
+        return tuple(i for i in range(n) if i not in chosen)
 
 
-@dataclass
-class Call:
-    """One kernel call. Slots are the operation's; an absent optional slot is simply not in the dict.
+@dataclass(frozen=True)
+class Call(_Plain):
+    """One kernel call. Slots are the operation's; an absent optional slot is simply not in the mapping.
 
     inputs:  slot -> tensor name (or Weight name for a matrix slot)
     outputs: slot -> tensor name; for a gradient operation only the wanted ones
-    updates: parameter slots whose gradient is applied in place (fused SGD) instead of being written out
+    updates: parameter slot -> tensor (or Weight) whose gradient is applied in place (fused SGD) instead of written out
     """
 
+    holds = ("inputs", "outputs", "attrs", "updates")
     op: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    updates: list[str] = field(default_factory=list)
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    attrs: Mapping[str, Any] = field(default_factory=Frozen)
+    updates: Mapping[str, str] = field(default_factory=Frozen)
     scratch: str | None = None  # tensor of role SCRATCH
     where: str = ""             # module path in the PyTorch model
+
+    def renamed(self, names: Mapping[str, str]) -> Call:
+        """The same call on other tensors: old name -> new name; without scratch, which belongs to one call."""
+        return replace(self, inputs={s: names.get(t, t) for s, t in self.inputs.items()},
+                       outputs={s: names.get(t, t) for s, t in self.outputs.items()}, scratch=None)
 
 
 @dataclass
 class Program:
-    """A whole training step (or prediction): tensors, weights, calls in execution order."""
+    """A whole training step (or prediction): tensors, weights, calls in execution order, and what they mean.
+
+    image, label, logits, loss: the tensors that a caller of the step meets; "" where there is none (yet).
+    constants: the values, in order, of CONSTANT tensors that are no parameters of the model.
+    """
 
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     predict_calls: int = 0      # the first so many calls compute the logits
-    meta: dict[str, Any] = field(default_factory=dict)
+    image: str = ""
+    label: str = ""
+    logits: str = ""
+    loss: str = ""
+    momentum: float = 0.0       # of the SGD on the device
+    constants: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
+    def copy(self) -> Program:
+        """A Program that can be changed without changing this one; the immutable parts are shared."""
+        return replace(self, tensors=dict(self.tensors), weights=dict(self.weights), calls=list(self.calls),
+                       constants=dict(self.constants))
+
+    # -- changing it ----------------------------------------------------------------------------------
     def add(self, tensor: Tensor) -> Tensor:
         if tensor.name in self.tensors:
             raise KeyError(f"tensor {tensor.name!r} exists already")
         self.tensors[tensor.name] = tensor
         return tensor
 
+    def put(self, name: str, **changes: Any) -> Tensor:
+        """Replace a tensor by one with other fields (shape, role, alias, offset ...)."""
+        self.tensors[name] = replace(self.tensors[name], **changes)
+        return self.tensors[name]
+
+    def position(self, call: Call) -> int:
+        """Where this very call stands."""
+        return next(i for i, c in enumerate(self.calls) if c is call)
+
+    def replace_call(self, old: Call, *new: Call) -> None:
+        """Put other calls (or none) in the place of one."""
+        at = self.position(old)
+        self.calls[at:at + 1] = new
+
+    # -- asking it ------------------------------------------------------------------------------------
     def storage(self, name: str) -> str:
         """The root of the alias chain: the tensor that owns the bytes."""
         while (alias := self.tensors[name].alias) is not None:
@@ -134,22 +218,37 @@ class Program:
             if w.axis:
                 lines.append(f"  weight     {w.name}: {len(w.index)} of {w.axis} trained")
         for i, c in enumerate(self.calls):
-            ins = ", ".join(f"{k}={v}" for k, v in c.inputs.items())
-            outs = ", ".join(f"{k}={v}" for k, v in c.outputs.items())
-            attrs = ", ".join(f"{k}={v}" for k, v in sorted(c.attrs.items()))
-            upd = f" updates[{', '.join(c.updates)}]" if c.updates else ""
-            lines.append(f"  {i:3d} {c.op}({ins}) -> ({outs}){upd} {{{attrs}}}")
+            attrs = ", ".join(f"{k}={_short(v)}" for k, v in sorted(c.attrs.items()))
+            updates = f" updates[{_pairs(c.updates)}]" if c.updates else ""
+            lines.append(f"  {i:3d} {c.op}({_pairs(c.inputs)}) -> ({_pairs(c.outputs)}){updates} {{{attrs}}}")
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """Every field by its name, tensors and weights by theirs, and a digest of it all (`program_file` reads it)."""
+        return json.dumps({**self._members(), "digest": self.digest()}, indent=1)
 
-    @staticmethod
-    def from_json(text: str) -> Program:
-        raw = json.loads(text)
-        program = Program(raw["name"], predict_calls=raw["predict_calls"], meta=raw["meta"])
-        for t in raw["tensors"].values():
-            program.add(Tensor(**{**t, "shape": tuple(t["shape"]), "role": Role(t["role"])}))
-        program.weights = {k: Weight(**{**w, "shape": tuple(w["shape"])}) for k, w in raw["weights"].items()}
-        program.calls = [Call(**c) for c in raw["calls"]]
-        return program
+    def digest(self) -> str:
+        """Names the content, order included, however it is laid out in a file."""
+        return hashlib.sha256(json.dumps(self._members()).encode()).hexdigest()
+
+    def _members(self) -> dict[str, Any]:
+        return {f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}
+
+
+def _pairs(slots: Mapping[str, str]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in slots.items())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= TEXT_LIMIT else f"<{len(text)} characters>"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, _Plain):
+        return {f.name: _jsonable(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_jsonable(v) for v in value]
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,17 +21,19 @@ from compilation.passes.training import (
     check_plan,
     make_matrices,
     slice_early,
+    trained_names,
 )
-from compilation.program import Call, Program
+from compilation.passes.zeros import drop_zeros
+from compilation.program import Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
 
 STRIDES = (1, 2)    # gradients in a row after one recomputation (see passes/checkpoints.py)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Schedule:
-    """One executable ordering of a training step, not yet placed."""
+    """One executable ordering of a training step, not yet placed. `Compiler.finish` places a copy of `program`."""
 
     program: Program
     peak: int                 # arena bytes live at the worst call
@@ -40,6 +41,7 @@ class Schedule:
     macs: int
     streamed: str             # how the chains are computed, for people
     checkpoints: int
+    source: int               # the lowest cut that is kept (see passes/checkpoints.py)
 
     @property
     def ram(self) -> int:
@@ -64,12 +66,7 @@ class Structure:
             share_storage(program)
             verify(program, f"checkpoints({slots})")
             self.cache[key] = program
-        program = copy.copy(self.cache[key])
-        program.tensors = dict(program.tensors)
-        program.calls = [copy.copy(c) for c in program.calls]
-        for c in program.calls:
-            c.attrs = dict(c.attrs)
-        return program
+        return self.cache[key].copy()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -78,28 +75,18 @@ class Structure:
         return self._scheduler
 
 
-def clone(program: Program) -> Program:
-    """A copy whose tensors and calls can be changed (the tail's Relax calls are shared)."""
-    new = Program(program.name, meta=dict(program.meta))
-    new.tensors = {n: copy.copy(t) for n, t in program.tensors.items()}
-    new.weights = {n: copy.copy(w) for n, w in program.weights.items()}
-    new.calls = [Call(c.op, dict(c.inputs), dict(c.outputs), dict(c.attrs), list(c.updates), None, c.where)
-                 for c in program.calls]
-    new.meta["tail"] = dict(program.meta.get("tail", {}))
-    return new
-
-
 class Planner:
     """Schedules of one model under one update plan.
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
+    zero: the parameters that are all zero; what they make is left out where the plan does not train them.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0) -> None:
-        self.forward, self.plan, self.shapes, self.momentum = forward, plan, shapes, momentum
-        probe = clone(forward)
-        self.chains = form_streams(probe)
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset()) -> None:
+        self.forward = drop_zeros(forward, zero, trained_names(plan))
+        self.plan, self.shapes, self.momentum = plan, shapes, momentum
+        self.chains = form_streams(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 
@@ -110,21 +97,21 @@ class Planner:
         return self._structures[whole]
 
     def _build(self, whole: int) -> Structure:
-        program = clone(self.forward)
-        program.meta["momentum"] = self.momentum
+        program = self.forward.copy()
+        program.momentum = self.momentum
         form_streams(program, set(range(self.chains - whole)))
         narrow_rows(program)
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
         plan = check_plan(program, self.plan, self.shapes)
-        forward = list(program.calls)
+        forward = len(program.calls)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, plan, self.momentum)
         add_updates(program, backward, gradients)
         lower_tail(program)
         verify(program, "differentiate")
-        chain = cut_chain(program, forward, program.calls[len(forward):])
+        chain = cut_chain(program, program.calls[:forward], program.calls[forward:])
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
         return Structure(program, chain, label)
 
@@ -134,7 +121,8 @@ class Planner:
         program = structure.emit(slots, source, stride)
         peak = tune(program, arena)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
-        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, slots)
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label,
+                        slots, source)
 
     def _sources(self, structure: Structure) -> list[int]:
         return sorted({0, structure.chain.frozen} - {len(structure.chain.segments)}) or [0]
@@ -150,7 +138,7 @@ class Planner:
         """
         structure = self.structure(0)
         least = min((self.at(0, 0, source, 0) for source in self._sources(structure)), key=lambda s: s.ram)
-        least = self.at(0, 0, self._source_of(least), least.peak)     # the same RAM, as fast as it allows
+        least = self.at(0, 0, least.source, least.peak)     # the same RAM, as fast as it allows
         if max_recompute is None:
             return least
         limit = int(max_recompute * self.unconstrained().macs)
@@ -163,9 +151,6 @@ class Planner:
                 elif found is not None:
                     break
         return found or least
-
-    def _source_of(self, schedule: Schedule) -> int:
-        return self.structure(0).chain.cuts.index(schedule.program.meta["source"])
 
     def _least_arena(self, slots: int, source: int, stride: int, limit: int, below: int | None) -> Schedule | None:
         """With so many checkpoints, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from algorithm.errors import AlgorithmError
 from compilation.errors import CompilationError
 from compilation.program import Program
+from compilation.program_file import read_program
 from runtime.codegen.check import check_folder
 from runtime.codegen.generate import STACK_BYTES, find_interface, generate
 from runtime.codegen.layout import NUMPY_DTYPE, lay_out
@@ -46,13 +47,6 @@ def load(folder: Path, steps: int | None = None) -> tuple[Program, RecordedRun |
     except (RuntimeStageError, AlgorithmError, CompilationError) as error:
         raise RefusedError(f"{folder}: {error}") from None
     return program, trace
-
-
-def read_program(path: Path) -> Program:
-    try:
-        return Program.from_json(path.read_text())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RefusedError(f"{path.name} is damaged: {error}") from None
 
 
 def read_trace(path: Path) -> RecordedRun | None:

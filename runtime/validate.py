@@ -72,9 +72,9 @@ def require_fit(program: Program, trained: list[Tensor], trace: RecordedRun, ste
     if "lr" not in trace.metadata:
         raise ValidationError("the trace's metadata has no lr: record it with algorithm.training.record_trace")
     momentum = float(trace.metadata.get("momentum", 0.0))
-    if momentum != float(program.meta.get("momentum", 0.0)):
+    if momentum != program.momentum:
         raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "
-                              f"{float(program.meta.get('momentum', 0.0)):g}")
+                              f"{program.momentum:g}")
     planned = {parameter_of(t) for t in trained}
     if odd := sorted(planned ^ set(trace.init)):
         raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in planned else 'the trace'} alone: they "

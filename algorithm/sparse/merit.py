@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -172,17 +172,22 @@ def _bytes(candidate: Candidate) -> int:
 
 
 def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
-                progress: Callable[[Candidate], None] | None = None) -> SearchResult:
+                progress: Callable[[Candidate], None] | None = None, least: Cost | None = None) -> SearchResult:
     """The plan of a run: the best of the order of merit that fits, or the one given by rule or file if it fits.
 
+    cost: bytes of a plan in the search, where a limit of the time it takes may count; least: its bytes however slow it
+    is (default: cost), for a plan that is given, and for the smallest plan of the search before all are refused.
     A given plan that does not fit leaves `best` None and itself in `tried`; `smallest` and `nearest` then come from
     the order of merit.
     """
+    least = least or cost
     merit = candidate_plans(model, choice.merit, choice.always)
     if choice.choose == "auto":
         if choice.weights:
-            return search(weighted_plans(model, choice.weights), model, cost, budget, progress, nested=True)
-        return search(merit, model, cost, budget, progress)
+            found = search(weighted_plans(model, choice.weights), model, cost, budget, progress, nested=True)
+        else:
+            found = search(merit, model, cost, budget, progress)
+        return found if found.best else _slower(found, least)
     if choice.choose == "file":
         if choice.file is None:
             raise ConfigError("plan.choose=file needs plan.file (--plan FILE)")
@@ -190,10 +195,21 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
         given.check(parameter_shapes(model))
     else:
         given = resolve_plan(choice.rule, model)
-    asked = Candidate(given, given.trained_count(parameter_shapes(model)), cost(given))
+    asked = Candidate(given, given.trained_count(parameter_shapes(model)), least(given))
     if progress:
         progress(asked)
     if asked.bytes is not None and asked.bytes <= budget:
         return SearchResult(budget, asked, asked, None, [asked])
     others = search(merit, model, cost, budget, progress)
+    if not others.best:
+        others = _slower(others, least)
     return SearchResult(budget, None, others.smallest, asked, [asked, *others.tried], others.best)
+
+
+def _slower(found: SearchResult, least: Cost) -> SearchResult:
+    """A search in which nothing fits, with its smallest plan judged by what it needs however slow it is."""
+    if found.smallest is None:
+        return found
+    smallest = replace(found.smallest, bytes=least(found.smallest.plan))
+    tried = [smallest if c is found.smallest else c for c in found.tried]
+    return replace(found, best=smallest if _bytes(smallest) <= found.budget else None, smallest=smallest, tried=tried)

@@ -89,7 +89,7 @@ def worker(work: Path, out: Path, threads: int, seeds: int) -> None:
     from safetensors.torch import load_file
 
     from benchmarks.verdict.cases import BY_NAME, make_model, record
-    from compilation.program import Program
+    from compilation.program_file import read_program
     from runtime.simulator import Simulator
     from runtime.validate import replay
 
@@ -99,7 +99,7 @@ def worker(work: Path, out: Path, threads: int, seeds: int) -> None:
             folder = folder_of(work, name, momentum)
             model, plan = make_model(BY_NAME[name])
             model.load_state_dict(load_file(folder / "state.safetensors"))
-            program = Program.from_json((folder / "program.json").read_text())
+            program = read_program(folder / "program.json")
             with Simulator(folder / "c", program) as simulator:
                 for steps in STEPS:
                     for seed in range(seeds):

@@ -14,7 +14,8 @@ def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
     last reader. Tensors outside the arena are left out.
     """
     life: dict[str, tuple[int, int]] = {}
-    roots = {name: program.storage(name) for name, t in program.tensors.items() if t.role in ARENA_ROLES}
+    roots = {name: root for name, t in program.tensors.items() if t.role in ARENA_ROLES
+             and program.tensors[root := program.storage(name)].role in ARENA_ROLES}
 
     def touch(name: str, at: int) -> None:
         root = roots.get(name)

@@ -25,8 +25,13 @@ def check_placement(items: list[Item], offsets: dict[str, int], capacity: int, a
 
 
 def check_program_memory(program: Program, capacity: int) -> None:
-    """The arena of a placed Program. Raises PlacementError."""
+    """The arena of a placed Program: what is used has a place, and nothing else has. Raises PlacementError."""
     life = lifetimes(program)
+    for t in program.tensors.values():
+        root = program.tensors[program.storage(t.name)]
+        if t.offset is not None and (root.name not in life or root.offset != t.offset):
+            raise PlacementError(f"{t.name} ({t.role.value}) is at {t.offset}, but its storage, {root.name}, is "
+                                 f"{'elsewhere' if root.name in life else 'not in use in the arena'}")
     items = [Item(n, *life[n], program.tensors[n].bytes) for n in life]
     offsets = {n: at for n in life if (at := program.tensors[n].offset) is not None}
     check_placement(items, offsets, capacity, ALIGNMENT)

@@ -13,7 +13,7 @@ from compilation.ops import (
     optimiser,
     rows,
 )
-from compilation.ops.base import REGISTRY, Cost, Op, Sample, Site, Slot
+from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Cost", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "elementwise", "embed",
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "elementwise", "embed",
            "gram", "linear", "loss", "mlp_block", "normalisation", "optimiser", "rows"]

@@ -8,16 +8,26 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import fastest_first, grid, row_settings, tensor, width
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, width
 
 KEYS = 16                   # VT_KEYS: keys taken at a time
 
 
+def check_heads(features: int, heads: int) -> None:
+    if features % heads:
+        raise ValueError(f"{heads} heads do not divide {features} features")
+
+
 class Heads(Op):
     source = "vt_attention.c"
+    indices = "qkv: n 3*w, dy: n w"
     attrs = {"heads": ("int32_t", 1), "rows": ("int32_t", 16)}
+    legal = {"heads": COUNT, "rows": ROWS}
     schedule = ("rows",)
+
+    def check(self, site: Site) -> None:
+        check_heads(site.shapes["qkv"][1] // 3, self.attr(site, "heads"))
 
     def dims(self, site: Site) -> dict[str, int]:
         n, packed = site.shapes["qkv"]
@@ -42,15 +52,15 @@ class Attention(Heads):
     """y (N, D) = softmax(q k^T / sqrt(d)) v per head, from qkv (N, 3D): q | k | v, each heads x d."""
 
     name, symbol, gradient = "attention", "vt_attention", "attention_grad"
-    inputs, outputs = (tensor("qkv"),), (tensor("y"),)
+    inputs, outputs, vanishes = (tensor("qkv"),), (tensor("y"),), (("qkv",),)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         n, packed = site.shapes["qkv"]
         return {"y": ((n, packed // 3), "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, w, _, t = self.sizes(site)
-        return Cost(2 * n * n * w, 4 * n * w * (1 + 2 * -(-n // t)), 4 * n * w)
+    def macs(self, site: Site) -> int:
+        n, w, _, _ = self.sizes(site)
+        return 2 * n * n * w
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)
@@ -70,9 +80,9 @@ class AttentionGrad(Heads):
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"d_qkv": (site.shapes["qkv"], "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, w, _, t = self.sizes(site)
-        return Cost(7 * n * n * w, 4 * n * w * (2 + 7 * -(-n // t)), 4 * n * w * (1 + 2 * -(-n // t)))
+    def macs(self, site: Site) -> int:
+        n, w, _, _ = self.sizes(site)
+        return 7 * n * n * w
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)

@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.attention import KEYS
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.attention import KEYS, check_heads
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    FLAG,
+    ROWS,
     blocks,
     by_columns,
+    check_eps,
+    check_pairs,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -39,7 +42,21 @@ class AttentionOp(Op):
     attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
              "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
              "gram_block": ("int32_t", 64), "qkv_scale": ("float", 1.0), "proj_scale": ("float", 1.0)}
+    indices = ("x: n d, gamma: d, beta: d, wqkv: 3*d d, bqkv: 3*d, wproj: d d, bproj: d, ls: d, gram_a: n g, gram_b: g d, "
+               "qkv_a: r d, qkv_b: 3*d r, proj_a: p d, proj_b: d p, dy: q d")
+    legal = {"norm": FLAG, "heads": COUNT, "residual": FLAG, "q_rows": COUNT, "rows": ROWS, "key_block": COUNT,
+             "gram_block": COUNT, "spare": FLAG}
     schedule: ClassVar[tuple[str, ...]] = ("rows", "key_block", "gram_block")
+
+    def check(self, site: Site) -> None:
+        (n, d), q = site.shapes["x"], self.attr(site, "q_rows")
+        check_heads(d, self.attr(site, "heads"))
+        check_eps(self.attr(site, "eps"))
+        check_pairs(site, ("gram_a", "gram_b"), ("qkv_a", "qkv_b"), ("proj_a", "proj_b"))
+        if q not in (1, n):
+            raise ValueError(f"one row is made or all {n}, not {q}")
+        if site.shapes.get("dy", (q,))[0] != q:
+            raise ValueError(f"dy has {site.shapes['dy'][0]} rows, the result {q}")
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]
@@ -114,19 +131,16 @@ class AttnBlock(AttentionOp):
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        (n, d), q = site.shapes["x"], self.attr(site, "q_rows")
-        if q not in (1, n):
-            raise ValueError(f"attn_block makes one row or all {n}, not {q}")
-        return {"y": ((q, d), "f32")}
+        return {"y": ((self.attr(site, "q_rows"), site.shapes["x"][1]), "f32")}
 
     def repeats(self, site: Site) -> int:
         """How often the last head computes its queries."""
         n = site.shapes["x"][0]
         return blocks(n, min(n, self.attr(site, "key_block")))
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         n, w = site.shapes["x"]
-        heads, q, t = self.attr(site, "heads"), self.attr(site, "q_rows"), self.attr(site, "rows")
+        heads, q = self.attr(site, "heads"), self.attr(site, "q_rows")
         r, rp = self.ranks(site)
         if q == 1:
             macs = 2 * n * w * heads + 4 * w * w + 3 * w * r * (1 + heads)
@@ -135,9 +149,7 @@ class AttnBlock(AttentionOp):
         macs += 2 * q * w * rp
         if (gram := self.gram(site)) is not None:
             macs += gram.forward_macs()
-        times = 1 if q == 1 else panels(n, t)
-        return Cost(macs, 4 * n * w * heads * 2, 4 * q * w * 3,
-                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + frozen_bytes(site, "gram_a", "gram_b"))
+        return macs
 
     def scratch(self, site: Site) -> int:
         n, w = site.shapes["x"]
@@ -256,18 +268,12 @@ class AttnBlockGrad(AttentionOp):
         share = 1 + first + second * (1 + ("d_proj_a" in wants) + (ls or "d_proj_b" in wants) + heads * ls)
         return n * w * (r * each + rp * (share + ("d_proj_b" in wants)))
 
-    def cost(self, site: Site) -> Cost:
-        n, w = site.shapes["x"]
-        _, inner, _ = self.needs(site)
-        q, t = self.attr(site, "q_rows"), self.attr(site, "rows")
-        macs = self._head_macs(site) if inner else 0
+    def macs(self, site: Site) -> int:
+        macs = self._head_macs(site) if self.needs(site)[1] else 0
         gram = self.gram(site)
         if gram is not None and any(self.gram_wants(site)):
             macs += gram.backward_macs(*self.gram_wants(site))
-        repeats = blocks(n, min(n, self.attr(site, "key_block")))
-        times = 2 if q == 1 else panels(n, t) * (1 + repeats + self.spare(site))
-        return Cost(macs, 4 * n * w * (4 + self.attr(site, "heads") * 2 * repeats), 4 * n * w * (3 + repeats),
-                    times * frozen_bytes(site, "wqkv", "wproj", *LOW) + 2 * frozen_bytes(site, "gram_a", "gram_b"))
+        return macs
 
     def _head_scratch(self, site: Site) -> int:
         """Floats for the attention of all heads."""

@@ -6,8 +6,9 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,27 +23,17 @@ class Slot:
     """An argument of an operation.
 
     kind: "tensor" (a plain buffer), "vector" (a 1-D or small parameter; trainable as a whole),
-    "matrix" (a Weight, possibly in two parts; see `program.Weight`).
+    "matrix" (a Weight, possibly in two parts; see `program.Weight`), "index" (a constant list of columns of the slot `of`).
     """
 
     name: str
     kind: str = "tensor"
     optional: bool = False
     dtype: str = "f32"
+    of: str = ""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one call costs. macs: fused multiply-adds executed in matrix products (the C counter's figure);
-    bytes_read / bytes_written: RAM traffic of tensors; flash: bytes of constants read, repeats included."""
-
-    macs: int
-    bytes_read: int = 0
-    bytes_written: int = 0
-    flash: int = 0
-
-
-@dataclass
 class Sample:
     """A test case: inputs (float64 arrays, matrices whole), attributes, and, for gradient operations,
     which gradients are wanted and which matrices are trained in part: slot -> (axis, index)."""
@@ -54,13 +45,13 @@ class Sample:
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Site:
     """What an operation may know of one call: the shapes and dtypes of its inputs, its attributes,
     the wanted outputs, and of each matrix how much is trained: slot -> (axis, n_trained)."""
 
     shapes: Shapes
-    attrs: dict[str, Any]
+    attrs: Mapping[str, Any]
     wants: frozenset[str] = frozenset()
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -80,16 +71,23 @@ class Op:
     source: ClassVar[str]                       # file in runtime/kernels
     inputs: ClassVar[tuple[Slot, ...]]
     outputs: ClassVar[tuple[Slot, ...]]
+    indices: ClassVar[str]                      # the axes of the inputs, as in "x: n c, w: o c, b: o" (ops/indices.py)
     attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
+    legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
+    vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
+    own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         """Output slot -> (shape, dtype), for every output slot the site can have."""
         raise NotImplementedError
+
+    def check(self, site: Site) -> None:
+        """What shapes and attributes have to satisfy beyond `indices` and `legal`. Raises ValueError."""
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         """Float64 NumPy reference; gradient operations return every gradient (matrices whole)."""
@@ -103,8 +101,9 @@ class Op:
         """Integer fields of the C argument struct that are shapes (name -> value)."""
         raise NotImplementedError
 
-    def cost(self, site: Site) -> Cost:
-        raise NotImplementedError
+    def macs(self, site: Site) -> int:
+        """Fused multiply-adds executed in sums of products: exactly what the kernel counts with VT_COUNT."""
+        return 0
 
     def scratch(self, site: Site) -> int:
         """Bytes of scratch the kernel needs with these schedule attributes: exact, all of it used."""
@@ -121,11 +120,19 @@ class Op:
         """An attribute's value at this call, or its default."""
         return site.attrs.get(name, self.attrs[name][1])
 
-    def slot(self, name: str) -> Slot:
-        for s in (*self.inputs, *self.outputs):
-            if s.name == name:
-                return s
-        raise KeyError(f"operation {self.name} has no slot {name!r}")
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """Input and output slots by name."""
+        return {s.name: s for s in (*self.inputs, *self.outputs)}
+
+    def defaults(self) -> dict[str, Any]:
+        """Every attribute at its default."""
+        return {name: default for name, (_, default) in self.attrs.items()}
+
+    def updatable(self) -> set[str]:
+        """Parameter slots that `Call.updates` may name."""
+        fused = {s.name.removeprefix("d_") for s in self.outputs if s.name.startswith("d_") and s.kind != "tensor"}
+        return fused | ({self.own_update} if self.own_update else set())
 
 
 REGISTRY: dict[str, Op] = {}

@@ -10,6 +10,7 @@ from compilation.ops.base import Op, Shape, Site, Slot
 
 ROWS = (16, 8, 4, 2, 1)     # token panel widths that the kernels know
 LANES = 16                  # widest tile of vt_panel.h
+FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
 def tensor(name: str, optional: bool = False, dtype: str = "f32") -> Slot:
@@ -22,6 +23,11 @@ def vector(name: str, optional: bool = False) -> Slot:
 
 def matrix(name: str, optional: bool = False) -> Slot:
     return Slot(name, "matrix", optional)
+
+
+def index_list(name: str, of: str) -> Slot:
+    """Columns of the slot `of`."""
+    return Slot(name, "index", False, "u16", of)
 
 
 def width(left: int, limit: int) -> int:
@@ -58,14 +64,16 @@ def part_size(site: Site, slot: str) -> int:
     return math.prod(part_shape(site, slot))
 
 
-def frozen_bytes(site: Site, *slots: str) -> int:
-    """Bytes of constants in the given slots: the frozen part of matrices, whole vectors."""
-    total = 0
-    for slot in slots:
-        if slot in site.shapes:
-            size = math.prod(site.shapes[slot])
-            total += size - part_size(site, slot) if slot in site.parts else size
-    return 4 * total
+def check_eps(eps: float) -> None:
+    if eps < 0:
+        raise ValueError(f"eps is {eps}, below 0")
+
+
+def check_pairs(site: Site, *pairs: tuple[str, str]) -> None:
+    """Optional slots that are there together or not at all."""
+    for a, b in pairs:
+        if site.has(a) != site.has(b):
+            raise ValueError(f"{a} and {b} belong together: {b if site.has(a) else a} is absent")
 
 
 def stage_width(columns: int) -> int:
@@ -102,7 +110,7 @@ def fastest_first(op: Op, site: Site, settings: Iterable[dict[str, Any]]) -> Ite
         at = Site(site.shapes, {**site.attrs, **s}, site.wants, site.parts)
         price = 1 + 3 / s.get("rows", 16)
         price *= (1 + 3 / s.get("chunk", 1024)) * (1 + 0.3 / s.get("gram_block", 1024))
-        rated.append((op.cost(at).macs * price, op.scratch(at), s))
+        rated.append((op.macs(at) * price, op.scratch(at), s))
     rated.sort(key=lambda r: (r[0], r[1]))
     least: int | None = None
     for _, scratch, s in rated:

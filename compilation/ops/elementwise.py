@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import tensor, vector
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import FLAG, tensor, vector
 
 
 class Elementwise(Op):
@@ -18,16 +18,13 @@ class Elementwise(Op):
 
     source = "vt_elementwise.c"
     result = "y"
+    indices = "x: *, a: *, b: *, dy: *"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {self.result: (site.shapes[self.inputs[0].name], "f32")}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"size": math.prod(site.shapes[self.inputs[0].name])}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes[self.inputs[0].name])
-        return Cost(0, size * len(self.inputs), size)
 
     def _samples(self, rng: np.random.Generator, *attrs: dict[str, Any]) -> Iterator[Sample]:
         for a in attrs or ({},):
@@ -41,8 +38,8 @@ class Gelu(Elementwise):
 
     name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    attrs = {"tanh": ("int32_t", 0)}
-    inplace, rowwise = {"y": "x"}, ("x",)
+    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.activation(inputs["x"], 1 if attrs.get("tanh") else 0)}
@@ -57,7 +54,7 @@ class GeluGrad(Elementwise):
 
     name, symbol, result = "gelu_grad", "vt_gelu_grad", "d_x"
     inputs, outputs = (tensor("x"), tensor("dy")), (tensor("d_x"),)
-    attrs = {"tanh": ("int32_t", 0)}
+    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
     inplace = {"d_x": "dy"}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -73,7 +70,7 @@ class Relu(Elementwise):
 
     name, symbol, gradient = "relu", "vt_relu", "relu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.activation(inputs["x"], 2)}
@@ -103,7 +100,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs = (tensor("a"), tensor("b")), (tensor("y"),)
-    inplace, rowwise = {"y": "a"}, ("a", "b")
+    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a", "b"),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -119,7 +116,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
     attrs = {"value": ("float", 1.0)}
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -134,17 +131,14 @@ class Scale(Op):
 
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs = (tensor("x"), vector("s")), (tensor("y"),)
-    inplace, rowwise = {"y": "x"}, ("x",)
+    indices = "x: n d, s: d"
+    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, size, size, size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] * inputs["s"]}
@@ -161,6 +155,7 @@ class ScaleGrad(Op):
     name, symbol, source = "scale_grad", "vt_scale_grad", "vt_elementwise.c"
     inputs = (tensor("x", optional=True), vector("s"), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_s"))
+    indices = "x: n d, s: d, dy: n d"
     inplace, needed_for = {"d_x": "dy"}, {"x": ("d_s",)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -168,10 +163,6 @@ class ScaleGrad(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["dy"][:-1]), "d": site.shapes["dy"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["dy"])
-        return Cost(0, size * (2 if site.has("x") else 1), size if "d_x" in site.wants else 0, size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_x": inputs["dy"] * inputs["s"]}

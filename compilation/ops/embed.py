@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    ROWS,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -30,6 +30,17 @@ PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), 
 
 class Embedding(Op):
     source = "vt_patch_embed.c"
+    indices = "image: h v c, w: d k, b: d, scale: c, shift: c, prefix: p d, pos: t d, dy: t d"
+    legal = {"patch": COUNT, "rows": ROWS}
+
+    def check(self, site: Site) -> None:
+        (h, w, c), patch = site.shapes["image"], self.attr(site, "patch")
+        if h % patch or w % patch or site.shapes["w"][1] != c * patch * patch:
+            raise ValueError(f"patches of {patch} x {patch} x {c} do not fit an image of {h} x {w} and a weight with "
+                             f"{site.shapes['w'][1]} columns")
+        for slot in ("pos", "dy"):
+            if site.has(slot) and site.shapes[slot][0] != self.tokens(site):
+                raise ValueError(f"{slot} has {site.shapes[slot][0]} rows, not {self.tokens(site)}")
 
     def patches(self, site: Site) -> int:
         h, w, _ = site.shapes["image"]
@@ -65,10 +76,9 @@ class PatchEmbed(Embedding):
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": ((self.tokens(site), site.shapes["w"][0]), "f32")}
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         (d, k), n = site.shapes["w"], self.patches(site)
-        flash = frozen_bytes(site, "w", "b") * panels(n, self.attr(site, "rows")) + frozen_bytes(site, "prefix", "pos")
-        return Cost(n * d * k, n * k, 4 * self.tokens(site) * d, flash)
+        return n * d * k
 
     def scratch(self, site: Site) -> int:
         (d, k), t = site.shapes["w"], width(self.patches(site), self.attr(site, "rows"))
@@ -105,9 +115,8 @@ class PatchEmbedGrad(Embedding):
         return {"d_w": (part_shape(site, "w"), "f32"), "d_b": ((d,), "f32"), "d_pos": (site.shapes["dy"], "f32"),
                 "d_prefix": ((dims["prefix_rows"], d), "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, wanted = self.patches(site), "d_w" in site.wants
-        return Cost(n * part_size(site, "w") * wanted, 4 * site.shapes["dy"][0] * site.shapes["dy"][1], 0)
+    def macs(self, site: Site) -> int:
+        return self.patches(site) * part_size(site, "w") * ("d_w" in site.wants)
 
     def scratch(self, site: Site) -> int:
         return 4 * self.patches(site) * stage_width(part_shape(site, "w")[1]) if "d_w" in site.wants else 0
@@ -136,6 +145,7 @@ class NormalizeImage(Op):
 
     name, symbol, source = "normalize_image", "vt_normalize_image", "vt_image.c"
     inputs, outputs = (tensor("image", dtype="u8"), vector("scale"), vector("shift")), (tensor("y"),)
+    indices = "image: h w c, scale: c, shift: c"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         h, w, c = site.shapes["image"]
@@ -144,10 +154,6 @@ class NormalizeImage(Op):
     def dims(self, site: Site) -> dict[str, int]:
         h, w, c = site.shapes["image"]
         return {"height": h, "width": w, "channels": c}
-
-    def cost(self, site: Site) -> Cost:
-        size = int(np.prod(site.shapes["image"]))
-        return Cost(0, size, 4 * size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": (inputs["image"] * inputs["scale"] + inputs["shift"]).transpose(2, 0, 1)[None]}

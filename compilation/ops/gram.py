@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import fastest_first, grid, row_settings, tensor, vector, width
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, vector, width
 
 
 @dataclass(frozen=True)
 class GramPart:
-    """Cost and scratch of vt_gram_part.h: n tokens, q rows made, d features, r ranks, `block` of them at a time."""
+    """Work and scratch of vt_gram_part.h: n tokens, q rows made, d features, r ranks, `block` of them at a time."""
 
     n: int
     q: int
@@ -57,7 +57,9 @@ def rank_blocks(r: int) -> list[int]:
 
 class GramOp(Op):
     source = "vt_gram.c"
+    indices = "x: n d, a: n r, b: r d, dy: n d"
     attrs = {"rows": ("int32_t", 16), "gram_block": ("int32_t", 64)}
+    legal = {"rows": ROWS, "gram_block": COUNT}
     schedule = ("rows", "gram_block")
 
     def dims(self, site: Site) -> dict[str, int]:
@@ -84,13 +86,13 @@ class Gram(GramOp):
 
     name, symbol, gradient = "gram", "vt_gram", "gram_grad"
     inputs, outputs = (tensor("x"), vector("a"), vector("b")), (tensor("y"),)
+    vanishes = (("x",), ("a",), ("b",))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        p = self.part(site)
-        return Cost(p.forward_macs(), 8 * p.n * p.d * -(-p.r // p.ranks), 4 * p.n * p.d, 4 * p.r * (p.n + p.d))
+    def macs(self, site: Site) -> int:
+        return self.part(site).forward_macs()
 
     def scratch(self, site: Site) -> int:
         return self.part(site).forward_scratch()
@@ -117,10 +119,8 @@ class GramGrad(GramOp):
     def wanted(self, site: Site) -> tuple[bool, bool, bool, bool]:
         return "d_x" in site.wants, "d_a" in site.wants, "d_b" in site.wants, False
 
-    def cost(self, site: Site) -> Cost:
-        p = self.part(site)
-        return Cost(p.backward_macs(*self.wanted(site)), 20 * p.n * p.d * -(-p.r // p.ranks), 4 * p.n * p.d,
-                    8 * p.r * (p.n + p.d))
+    def macs(self, site: Site) -> int:
+        return self.part(site).backward_macs(*self.wanted(site))
 
     def scratch(self, site: Site) -> int:
         return self.part(site).backward_scratch(*self.wanted(site))

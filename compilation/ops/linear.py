@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    FLAG,
+    ROWS,
     by_columns,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -31,8 +31,9 @@ class Linear(Op):
 
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
-    attrs = {"rows": ("int32_t", 16)}
-    schedule, rowwise = ("rows",), ("x",)
+    indices = "x: n c, w: o c, b: o"
+    attrs, legal = {"rows": ("int32_t", 16)}, {"rows": ROWS}
+    schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": ((site.shapes["x"][0], site.shapes["w"][0]), "f32")}
@@ -40,9 +41,9 @@ class Linear(Op):
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["x"][0]}
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         (n, c), o = site.shapes["x"], site.shapes["w"][0]
-        return Cost(n * o * c, 4 * n * c, 4 * n * o, frozen_bytes(site, "w", "b") * panels(n, self.attr(site, "rows")))
+        return n * o * c
 
     def scratch(self, site: Site) -> int:
         t = width(site.shapes["x"][0], self.attr(site, "rows"))
@@ -69,8 +70,17 @@ class LinearGrad(Op):
     name, symbol, source = "linear_grad", "vt_linear_grad", "vt_linear.c"
     inputs = (tensor("x", True), matrix("w"), tensor("dy"))
     outputs = (tensor("d_x"), matrix("d_w"), vector("d_b"))
-    attrs = {"x_sliced": ("int32_t", 0)}
+    indices = "x: n k, w: o c, dy: n o"
+    attrs, legal = {"x_sliced": ("int32_t", 0)}, {"x_sliced": FLAG}
     needed_for = {"x": ("d_w",)}
+
+    def check(self, site: Site) -> None:
+        sliced = bool(self.attr(site, "x_sliced"))
+        columns = (part_shape(site, "w") if sliced else site.shapes["w"])[1]
+        if sliced and not by_columns(site, "w"):
+            raise ValueError("x_sliced asks for a weight that is trained by columns")
+        if site.has("x") and site.shapes["x"][1] != columns:
+            raise ValueError(f"x has {site.shapes['x'][1]} columns, not {columns}")
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         n, o = site.shapes["dy"]
@@ -79,12 +89,10 @@ class LinearGrad(Op):
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["dy"][0]}
 
-    def cost(self, site: Site) -> Cost:
+    def macs(self, site: Site) -> int:
         n, o = site.shapes["dy"]
         c = site.shapes["w"][1]
-        macs = n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
-        read = 4 * n * o * len(site.wants) + (4 * n * c if site.has("x") else 0)
-        return Cost(macs, read, 4 * n * c * ("d_x" in site.wants), frozen_bytes(site, "w") * ("d_x" in site.wants))
+        return n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
 
     def scratch(self, site: Site) -> int:
         if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):

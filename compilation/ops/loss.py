@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import tensor
 
 
 class Loss(Op):
     source = "vt_loss.c"
+    indices = "logits: 1 k, label: 1"
     inputs = (tensor("logits"), tensor("label", dtype="i32"))
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"k": site.shapes["logits"][1]}
-
-    def cost(self, site: Site) -> Cost:
-        return Cost(0, 8 * site.shapes["logits"][1], 4)
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         for k in (10, 3, 100):

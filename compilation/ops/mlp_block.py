@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import (
+    COUNT,
+    FLAG,
+    ROWS,
     by_columns,
+    check_eps,
+    check_pairs,
     fastest_first,
-    frozen_bytes,
     grid,
     matrix,
-    panels,
     part_shape,
     part_size,
     row_settings,
@@ -36,7 +39,14 @@ class Mlp(Op):
     attrs = {"eps": ("float", 1e-6), "act": ("int32_t", 0), "norm": ("int32_t", 1), "residual": ("int32_t", 1),
              "rows": ("int32_t", 16), "chunk": ("int32_t", 64), "fc1_scale": ("float", 1.0),
              "fc2_scale": ("float", 1.0)}
+    indices = ("x: n d, gamma: d, beta: d, w1: h d, b1: h, w2: d h, b2: d, ls: d, fc1_a: r d, fc1_b: h r, fc2_a: s h, "
+               "fc2_b: d s, dy: n d")
+    legal = {"act": range(3), "norm": FLAG, "residual": FLAG, "rows": ROWS, "chunk": COUNT}
     schedule = ("rows", "chunk")
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
+        check_pairs(site, ("fc1_a", "fc1_b"), ("fc2_a", "fc2_b"))
 
     def dims(self, site: Site) -> dict[str, int]:
         n, d = site.shapes["x"]
@@ -105,10 +115,9 @@ class MlpBlock(Mlp):
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}
 
-    def cost(self, site: Site) -> Cost:
-        n, d, hidden, t, _ = self.sizes(site)
-        flash = panels(n, t) * frozen_bytes(site, *(p.name for p in PARAMETERS))
-        return Cost(2 * n * d * hidden + n * (d + hidden) * sum(self.ranks(site)), 12 * n * d, 4 * n * d, flash)
+    def macs(self, site: Site) -> int:
+        n, d, hidden, _, _ = self.sizes(site)
+        return 2 * n * d * hidden + n * (d + hidden) * sum(self.ranks(site))
 
     def scratch(self, site: Site) -> int:
         _, d, _, t, chunk = self.sizes(site)
@@ -181,16 +190,14 @@ class MlpBlockGrad(Mlp):
         sums = r1 * (d * a1 + features * b1) + r2 * (features * a2 + d * b2)
         return sums + tokens * (r1 * (1 + dlow1) + r2 * (dlow2 + low2)) + t * max(r1, r2)
 
-    def cost(self, site: Site) -> Cost:
-        n, d, hidden, t, chunk = self.sizes(site)
+    def macs(self, site: Site) -> int:
+        n, d, hidden, _, _ = self.sizes(site)
         norm, inner, z = self.needs(site)
         w1, w2 = "d_w1" in site.wants, "d_w2" in site.wants
         anything = inner or z or w2 or bool(site.wants & {"d_fc2_a", "d_fc2_b"})
         macs = n * d * hidden * (anything + inner + norm + z) + anything * self._low_macs(site)
         macs += n * (part_size(site, "w1") * w1 + part_size(site, "w2") * w2)
-        repeats = -(-hidden // chunk) if w1 or w2 else 1
-        return Cost(macs, 4 * n * d * (4 + 2 * repeats), 4 * n * d * (1 + repeats) * norm,
-                    panels(n, t) * frozen_bytes(site, "w1", "w2", "b1", *LOW) * 2)
+        return macs
 
     def scratch(self, site: Site) -> int:
         n, d, hidden, t, chunk = self.sizes(site)

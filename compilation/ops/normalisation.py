@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import frozen_bytes, tensor, vector
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import check_eps, tensor, vector
 
 
 @register
@@ -19,18 +19,17 @@ class LayerNorm(Op):
 
     name, symbol, source, gradient = "layer_norm", "vt_layer_norm", "vt_layer_norm.c", "layer_norm_grad"
     inputs, outputs = (tensor("x"), vector("gamma", True), vector("beta", True)), (tensor("y"),)
-    attrs = {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, beta: d", {"eps": ("float", 1e-6)}
     inplace, rowwise = {"y": "x"}, ("x",)
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": (site.shapes["x"], "f32")}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, 3 * size, size, frozen_bytes(site, "gamma", "beta") * math.prod(site.shapes["x"][:-1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.layer_norm(inputs["x"], inputs.get("gamma"), inputs.get("beta"), attrs["eps"])}
@@ -49,9 +48,12 @@ class LayerNormGrad(Op):
     name, symbol, source = "layer_norm_grad", "vt_layer_norm_grad", "vt_layer_norm.c"
     inputs = (tensor("x"), vector("gamma", True), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_gamma"), vector("d_beta"))
-    attrs = {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, dy: n d", {"eps": ("float", 1e-6)}
     inplace = {"d_x": "dy"}
     needed_for = {"gamma": ("d_x",)}
+
+    def check(self, site: Site) -> None:
+        check_eps(self.attr(site, "eps"))
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         d = site.shapes["x"][-1:]
@@ -59,10 +61,6 @@ class LayerNormGrad(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["x"])
-        return Cost(0, 6 * size, 2 * size, frozen_bytes(site, "gamma") * math.prod(site.shapes["x"][:-1]))
 
     def scratch(self, site: Site) -> int:
         return 4 * site.shapes["x"][-1] * len(site.wants & {"d_gamma", "d_beta"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
 from compilation.ops.common import tensor, vector
 
 
@@ -18,16 +18,13 @@ class Sgd(Op):
 
     name, symbol, source = "sgd", "vt_sgd", "vt_elementwise.c"
     inputs, outputs = (vector("p"), tensor("g")), ()
+    indices, own_update = "", "p"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"size": math.prod(site.shapes["g"])}
-
-    def cost(self, site: Site) -> Cost:
-        size = 4 * math.prod(site.shapes["g"])
-        return Cost(0, 2 * size, size)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {}

@@ -7,25 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Cost, Op, Sample, Shape, Site, register
-from compilation.ops.common import tensor
+from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.common import COUNT, index_list, tensor
 
 
 class Rows(Op):
-    source = "vt_rows.c"
+    """`row` or `start` is a row of the n that x (or d_x) has."""
 
-    def cost(self, site: Site) -> Cost:
-        (shape, _), = self.infer(site).values()
-        read = site.shapes[self.inputs[0].name]
-        return Cost(0, 4 * read[0] * read[1], 4 * shape[0] * shape[1])
+    source = "vt_rows.c"
+    legal = {"row": range(2**31), "start": range(2**31), "n": COUNT}
+
+    def check(self, site: Site) -> None:
+        n = site.shapes["x"][0] if site.has("x") else self.attr(site, "n")
+        for name in {"row", "start"} & set(self.attrs):
+            if self.attr(site, name) >= n:
+                raise ValueError(f"{name} is {self.attr(site, name)}, of {n} rows")
 
 
 @register
 class TakeRow(Rows):
     """y (1, D) = x[row]."""
 
+    vanishes = (("x",),)
+
     name, symbol, gradient = "take_row", "vt_take_row", "take_row_grad"
-    inputs, outputs = (tensor("x"),), (tensor("y"),)
+    inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
     attrs = {"row": ("int32_t", 0)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -47,7 +53,7 @@ class TakeRowGrad(Rows):
     """d_x (n, D) = 0 but for d_x[row] = dy."""
 
     name, symbol = "take_row_grad", "vt_take_row_grad"
-    inputs, outputs = (tensor("dy"),), (tensor("d_x"),)
+    inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
     attrs = {"row": ("int32_t", 0), "n": ("int32_t", 1)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -69,8 +75,10 @@ class TakeRowGrad(Rows):
 class MeanRows(Rows):
     """y (1, D) = mean of rows start.. of x."""
 
+    vanishes = (("x",),)
+
     name, symbol, gradient = "mean_rows", "vt_mean_rows", "mean_rows_grad"
-    inputs, outputs = (tensor("x"),), (tensor("y"),)
+    inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
     attrs = {"start": ("int32_t", 0)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -92,7 +100,7 @@ class MeanRowsGrad(Rows):
     """d_x (n, D) = dy / (n - start) in rows start.., 0 above."""
 
     name, symbol = "mean_rows_grad", "vt_mean_rows_grad"
-    inputs, outputs = (tensor("dy"),), (tensor("d_x"),)
+    inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
     attrs = {"start": ("int32_t", 0), "n": ("int32_t", 1)}
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
@@ -115,7 +123,7 @@ class TakeCols(Rows):
     """y (N, k) = the listed columns of x: what a gradient of some columns of a weight needs to keep."""
 
     name, symbol = "take_cols", "vt_take_cols"
-    inputs, outputs = (tensor("x"), tensor("index", dtype="u16")), (tensor("y"),)
+    inputs, outputs, indices = (tensor("x"), index_list("index", "x")), (tensor("y"),), "x: n d, index: k"
 
     def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
         return {"y": ((site.shapes["x"][0], site.shapes["index"][0]), "f32")}

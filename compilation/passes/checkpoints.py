@@ -8,12 +8,11 @@ The result is an ordinary Program: recomputation is the same calls again, on new
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from compilation.passes.rewrite import fresh
+from compilation.passes.rewrite import fresh, parameter_views
 from compilation.program import Call, Program, Role, Tensor
 
 
@@ -46,26 +45,45 @@ def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Ch
         current.append(c)
         live |= {t for t in c.outputs.values() if roles[t] is Role.ACTIVATION}
         live = {t for t in live if last_read.get(t, -1) > i}
-        reads_input_later = any(roles.get(t) is Role.INPUT and t == first_input and last_read[t] > i for t in last_read)
-        if (len(live) == 1 and not reads_input_later) or i == len(forward) - 1:
-            cuts.append(next(iter(live), program.meta["loss"]))
+        if (len(live) == 1 and last_read[first_input] <= i) or i == len(forward) - 1:
+            cuts.append(next(iter(live), program.loss))
             segments.append(current)
             current = []
     owner = {t: k for k, seg in enumerate(segments) for c in seg for t in c.outputs.values()}
     owner |= {cut: k for k, cut in enumerate(cuts[:-1])}
-    groups: list[list[Call]] = [[] for _ in segments]
-    at = len(segments) - 1
-    for c in backward:
-        reads = [owner[t] for t in c.inputs.values() if t in owner]
-        if reads:
-            at = min(at, max(reads))
-        groups[at].append(c)
+    groups = _group(program, segments, owner, backward)
     frozen = next((k for k, g in enumerate(groups) if g), len(segments))
     size = [program.tensors[c].bytes for c in cuts]
     kept = len(segments)
     while kept > 0 and (len(segments[kept - 1]) > 1 or size[kept - 1] * 8 <= max(size[1:])):
         kept -= 1
     return Chain(cuts, segments, groups, frozen, max(kept, frozen))
+
+
+def _group(program: Program, segments: list[list[Call]], owner: dict[str, int], backward: list[Call]) -> list[list[Call]]:
+    """The backward calls by the segment whose input has to be on hand for them, in order of emission within it.
+
+    The groups are emitted from the last to the first; what is computed again after a group lies in segments below it.
+    So a call belongs to the segment that it reads from, not above the calls that make its inputs; and one that updates
+    a parameter belongs no higher than any segment, or other backward call, that reads the parameter.
+    """
+    views = parameter_views(program)
+    readers: dict[str, int] = {}        # parameter -> the lowest segment, and then group, that reads it
+    for k in reversed(range(len(segments))):
+        readers |= {views.get(t, t): k for c in segments[k] for t in c.inputs.values()}
+    groups: list[list[Call]] = [[] for _ in segments]
+    made: dict[str, int] = {}
+    at = len(segments) - 1
+    for c in backward:
+        kept = [owner[t] for t in c.inputs.values() if t in owner]
+        bounds = [made[t] for t in c.inputs.values() if t in made] + ([max(kept)] if kept else [])
+        at = min([*(bounds or [at]), *(readers[p] for p in c.updates.values())])
+        groups[at].append(c)
+        made |= dict.fromkeys(c.outputs.values(), at)
+        for t in c.inputs.values():
+            parameter = views.get(t, t)
+            readers[parameter] = min(readers.get(parameter, at), at)
+    return groups
 
 
 class Scheduler:
@@ -112,14 +130,12 @@ class Scheduler:
         stride: how many gradients in a row follow one recomputation between kept cuts. 2 keeps the input of the
         segment before while the gradient of the one behind it is made: one tensor more, but only then.
         """
-        program = copy.copy(self.base)
-        program.tensors = {n: copy.copy(t) for n, t in self.base.tensors.items()}
-        program.calls = [_copy(c) for seg in self.chain.segments for c in seg]
+        program = self.base.copy()
+        program.calls = [c for seg in self.chain.segments for c in seg]
         names = dict(enumerate(self.chain.cuts))
         for k in range(len(self.chain.segments) - 1, self.chain.kept - 1, -1):
             self._backward(program, k, names)
         self._reverse(program, source, self.chain.kept, slots, stride, True, names)
-        program.meta = {**self.base.meta, "checkpoints": slots, "source": self.chain.cuts[source], "stride": stride}
         return program
 
     def _reverse(self, program: Program, i: int, j: int, slots: int, stride: int, first: bool,
@@ -143,7 +159,7 @@ class Scheduler:
 
     def _backward(self, program: Program, k: int, names: dict[int, str]) -> None:
         rename = {self.chain.cuts[k]: names[k]}
-        program.calls += [_copy(c, rename) for c in self.chain.backward[k]]
+        program.calls += [c.renamed(rename) for c in self.chain.backward[k]]
 
     def _recompute(self, program: Program, i: int, k: int, names: dict[int, str]) -> dict[int, str]:
         """Forward again from cut i to cut k, on new tensors."""
@@ -154,12 +170,5 @@ class Scheduler:
                     old = self.base.tensors[t]
                     rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.shape, old.dtype, old.role,
                                                    old.source)).name
-                program.calls.append(_copy(c, rename))
+                program.calls.append(c.renamed(rename))
         return {**names, **{m: rename[self.chain.cuts[m]] for m in range(i, k + 1)}}
-
-
-def _copy(call: Call, rename: dict[str, str] | None = None) -> Call:
-    rename = rename or {}
-    return Call(call.op, {s: rename.get(t, t) for s, t in call.inputs.items()},
-                {s: rename.get(t, t) for s, t in call.outputs.items()}, dict(call.attrs), list(call.updates),
-                None, call.where)

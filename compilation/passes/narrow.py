@@ -6,6 +6,8 @@ computed for that token alone, and the attention block for its first query row a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import emit_before, producers, use_counts
 from compilation.program import Call, Program
@@ -29,10 +31,8 @@ def _move_one(program: Program) -> bool:
             return True
         if "q_rows" in REGISTRY[above.op].attrs and take.attrs["row"] == 0 and uses[source] == 1 \
                 and above.attrs["q_rows"] > 1:
-            above.attrs["q_rows"] = 1
-            result = take.outputs["y"]
-            above.outputs["y"] = result
-            program.calls.remove(take)
+            program.replace_call(above, replace(above, attrs={**above.attrs, "q_rows": 1}, outputs=take.outputs))
+            program.replace_call(take)
             del program.tensors[source]
             return True
     return False
@@ -40,15 +40,15 @@ def _move_one(program: Program) -> bool:
 
 def _through(program: Program, take: Call, above: Call) -> None:
     """op(x) then take_row -> take_row of each row-wise input, then op on one row."""
+    rows = {}
     for slot in REGISTRY[above.op].rowwise:
         name = above.inputs[slot]
-        above.inputs[slot] = emit_before(program, above, "take_row", {"x": name}, {"row": take.attrs["row"]},
-                                         f"{name}.row", above.where)
-    old, result = above.outputs["y"], take.outputs["y"]
-    above.outputs["y"] = result
-    del program.tensors[old]
-    program.calls.remove(take)
-    program.calls.remove(above)
-    needed = set(above.inputs.values())
+        rows[slot] = emit_before(program, above, "take_row", {"x": name}, {"row": take.attrs["row"]}, f"{name}.row",
+                                 above.where)
+    del program.tensors[above.outputs["y"]]
+    program.replace_call(take)
+    program.replace_call(above)
+    narrowed = replace(above, inputs={**above.inputs, **rows}, outputs=take.outputs)
+    needed = set(narrowed.inputs.values())
     last = max((i for i, c in enumerate(program.calls) if needed & set(c.outputs.values())), default=-1)
-    program.calls.insert(last + 1, above)
+    program.calls.insert(last + 1, narrowed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
-from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.program import VIEW, Call, Program, Role, Tensor, Weight
 
 
 def producers(program: Program) -> dict[str, Call]:
@@ -14,11 +15,23 @@ def producers(program: Program) -> dict[str, Call]:
     return {t: c for c in program.calls for t in c.outputs.values()}
 
 
+def parameter_views(program: Program) -> dict[str, str]:
+    """Tensor that is a parameter under another shape (a view, or a view of one) -> the parameter."""
+    views: dict[str, str] = {}
+    for c in program.calls:
+        if c.op == VIEW:
+            source = views.get(c.inputs["x"], c.inputs["x"])
+            t = program.tensors.get(source)
+            if t is not None and t.role in (Role.CONSTANT, Role.TRAINED):
+                views[c.outputs["y"]] = source
+    return views
+
+
 def use_counts(program: Program) -> Counter[str]:
     """How many call slots read each tensor; the logits count as read once more by the user."""
     counts = Counter(t for c in program.calls for t in c.inputs.values())
-    if logits := program.meta.get("logits"):
-        counts[logits] += 1
+    if program.logits:
+        counts[program.logits] += 1
     return counts
 
 
@@ -48,18 +61,17 @@ def site(program: Program, call: Call) -> Site:
             axis = w.axis or "rows"
             parts[s] = (axis, len(w.index) if w.axis else w.shape[0])
     wants = frozenset(call.outputs) | {f"d_{s}" for s in call.updates}
-    return Site(shapes, dict(call.attrs), wants, parts)
+    return Site(shapes, call.attrs, wants, parts)
 
 
 def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], attrs: dict[str, object],
                 stem: str, where: str) -> str:
     """Insert a one-output call before `at`; returns its result."""
-    full = {k: default for k, (_, default) in REGISTRY[op].attrs.items()} | attrs
+    full = REGISTRY[op].defaults() | attrs
     call = Call(op, inputs, {}, full, where=where)
     (slot, (shape, dtype)), = REGISTRY[op].infer(site(program, call)).items()
     result = program.add(Tensor(fresh(program, stem), shape, dtype, Role.ACTIVATION, source=where)).name
-    call.outputs = {slot: result}
-    program.calls.insert(program.calls.index(at), call)
+    program.calls.insert(program.position(at), replace(call, outputs={slot: result}))
     return result
 
 

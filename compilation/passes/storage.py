@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from compilation.memory.liveness import lifetimes, live_bytes, padded
 from compilation.ops import REGISTRY
-from compilation.passes.rewrite import site
-from compilation.program import Call, Program, Role, Tensor
+from compilation.passes.rewrite import fresh, site
+from compilation.program import VIEW, Call, Program, Role, Tensor
 
 
 def share_storage(program: Program) -> None:
@@ -19,7 +19,7 @@ def share_storage(program: Program) -> None:
                 last[t] = i
     end: dict[str, int] = {}                     # storage root -> last call that touches any of its tensors
     for i, c in enumerate(program.calls):
-        pairs = {"y": "x"} if c.op == "reshape" else {}
+        pairs = {"y": "x"} if c.op == VIEW else {}
         if c.op in REGISTRY:
             pairs = REGISTRY[c.op].may_alias(site(program, c))
         for out, into in pairs.items():
@@ -31,8 +31,8 @@ def share_storage(program: Program) -> None:
             dies = max(end.get(root.name, -1), last[source.name]) == i
             same = result.bytes == root.bytes and result.dtype == root.dtype
             movable = root.role in (Role.ACTIVATION, Role.GRADIENT) and result.role in (Role.ACTIVATION, Role.GRADIENT)
-            if c.op == "reshape" or (sole and dies and same and movable):
-                result.alias = source.name
+            if c.op == VIEW or (sole and dies and same and movable):
+                program.put(result.name, alias=source.name)
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 
 
@@ -70,11 +70,9 @@ def tune(program: Program, capacity: int | None) -> int:
         room = None if capacity is None else capacity - live[i]
         fitting = [o for o in options if room is None or o[1] <= room]
         settings, size = fitting[0] if fitting else min(options, key=lambda o: o[1])
-        call.attrs |= settings
+        scratch = None
         if size:
-            name = f"scratch.{i}"
-            program.tensors.pop(name, None)
-            program.add(Tensor(name, (size,), "u8", Role.SCRATCH, source=call.where))
-            call.scratch = name
+            scratch = program.add(Tensor(fresh(program, f"scratch.{i}"), (size,), "u8", Role.SCRATCH, call.where)).name
             live[i] += size
+        program.calls[i] = replace(call, attrs={**call.attrs, **settings}, scratch=scratch)
     return max(live, default=0)

@@ -178,24 +178,25 @@ class Matcher:
 def form_streams(program: Program, chosen: set[int] | None = None) -> int:
     """Replace chains by streamed operations, in place; returns how many chains there are.
 
-    chosen: the indices (in program order) of the chains to stream; None streams all of them.
+    chosen: the indices (in program order) of the chains to stream; None streams all of them. Where two chains could
+    take in the same call, the earlier one has it.
     """
-    chains = []
+    chains: list[tuple[Chain, str]] = []
+    taken: set[int] = set()
     matcher = Matcher(program)
     for c in program.calls:
         found = matcher.mlp(c) if c.op in ACTIVATIONS else matcher.attention(c) if c.op == "attention" else None
-        if found:
+        if found and taken.isdisjoint(map(id, found[0].calls)):
             chains.append(found)
+            taken.update(map(id, found[0].calls))
     for i, (chain, result) in enumerate(chains):
         if chosen is not None and i not in chosen:
             continue
-        attrs = {k: default for k, (_, default) in REGISTRY[chain.op].attrs.items()} | chain.attrs
+        attrs = REGISTRY[chain.op].defaults() | chain.attrs
         new = Call(chain.op, chain.inputs, {"y": result}, attrs, where=chain.where)
-        last = max(chain.calls, key=program.calls.index)
-        program.calls[program.calls.index(last)] = new
+        last = max(chain.calls, key=program.position)
         for c in chain.calls:
-            if c is not last:
-                program.calls.remove(c)
+            program.replace_call(c, *([new] if c is last else []))
             for t in c.outputs.values():
                 if t != result:
                     del program.tensors[t]

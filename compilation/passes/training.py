@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from compilation.errors import PlanError
 from compilation.ops import REGISTRY
-from compilation.passes.rewrite import fresh, producers, use_counts, whole_weight
+from compilation.passes.rewrite import fresh, parameter_views, producers, use_counts, whole_weight
 from compilation.program import Call, Program, Role, Tensor, Weight
 
 Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
 
 
 def add_loss(program: Program) -> None:
-    """Append the label input and softmax cross-entropy; meta["loss"] names the result."""
-    logits = program.meta["logits"]
+    """Append the label input and softmax cross-entropy."""
+    logits = program.logits
     t = program.tensors[logits]
     if len(t.shape) != 2 or t.shape[0] != 1:
         raise PlanError(f"the model's result has shape {t.shape}, not (1, classes): a classifier is expected")
-    t.role = Role.OUTPUT
+    if t.shape[1] < 2:
+        raise PlanError(f"the model's result has shape {t.shape}: a classifier needs at least 2 classes, with one the "
+                        "cross-entropy is 0 whatever the weights are")
+    program.put(logits, role=Role.OUTPUT)
     program.add(Tensor("label", (1,), "i32", Role.INPUT))
     program.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
     program.calls.append(Call("cross_entropy", {"logits": logits, "label": "label"}, {"loss": "loss"}))
-    program.meta["loss"] = "loss"
+    program.label, program.loss = "label", "loss"
 
 
 def make_matrices(program: Program) -> None:
@@ -34,6 +37,11 @@ def make_matrices(program: Program) -> None:
             for s in REGISTRY[call.op].inputs:
                 if s.kind == "matrix" and s.name in call.inputs:
                     whole_weight(program, call.inputs[s.name])
+
+
+def trained_names(plan: dict[str, Selection]) -> list[str]:
+    """The parameters of which a plan trains anything."""
+    return [n for n, s in plan.items() if s not in ("none", None) and (isinstance(s, str) or any(s.values()))]
 
 
 def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tuple[int, ...]]) -> dict[str, Selection]:
@@ -65,13 +73,11 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:
     """Split trained matrices into their frozen and trained parts; trained tensors move to RAM."""
     for name, selection in plan.items():
-        t = program.tensors[name]
         weight = program.weights.get(name)
         if selection == "all":
-            t.role = Role.TRAINED
-            trained = name
+            trained = program.put(name, role=Role.TRAINED).name
             if weight:
-                weight.frozen, weight.trained = None, name
+                program.weights[name] = replace(weight, frozen=None, trained=name)
         else:
             assert isinstance(selection, dict) and weight is not None
             (axis, index), = selection.items()
@@ -82,7 +88,7 @@ def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) ->
             del program.tensors[name]
             trained = program.add(Tensor(f"{name}.trained", part, "f32", Role.TRAINED, source=name)).name
             frozen = program.add(Tensor(f"{name}.frozen", rest, "f32", Role.CONSTANT, source=name)).name
-            program.weights[name] = Weight(name, weight.shape, frozen, trained, axis, index)
+            program.weights[name] = Weight(name, weight.shape, frozen, trained, axis, tuple(index))
         if momentum:
             program.add(Tensor(f"{trained}.velocity", program.tensors[trained].shape, "f32", Role.STATE, source=name))
 
@@ -91,24 +97,32 @@ def add_updates(program: Program, backward: list[Call], gradients: dict[str, str
     """Append the backward calls, each wanted gradient followed at once by its update.
 
     A gradient that one gradient operation makes and nothing else reads is applied inside that operation
-    (`Call.updates`), so that it never exists as a tensor; any other gets an `sgd` call, after the last reader of
-    the weight.
+    (`Call.updates`), so that it never exists as a tensor, unless other calls of the forward pass read the parameter, too:
+    they may be computed again later. Any other gets an `sgd` call, after the last reader of the parameter.
     """
+    forward = len(program.calls)
     program.calls += backward
-    uses, made = use_counts(program), producers(program)
+    uses, views = use_counts(program), parameter_views(program)
+    made = {t: i for i, c in enumerate(program.calls) for t in c.outputs.values()}
+    readers: dict[str, list[int]] = {}
+    for i, c in enumerate(program.calls):
+        for t in c.inputs.values():
+            readers.setdefault(views.get(t, t), []).append(i)
+    updates: list[tuple[int, Call]] = []        # after which call, and the call itself
     for parameter, gradient in gradients.items():
-        call = made[gradient]
+        at = made[gradient]
+        call, last = program.calls[at], readers[parameter][-1]
         slot = next(s for s, t in call.outputs.items() if t == gradient)
-        last = max((c for c in program.calls if parameter in c.inputs.values()), key=program.calls.index)
-        if program.calls.index(last) < program.calls.index(call):
-            last = call
-        if uses[gradient] == 0 and slot.startswith("d_") and last is call:
-            del call.outputs[slot], program.tensors[gradient]
-            call.updates.append(slot.removeprefix("d_"))
-            call.inputs.setdefault(slot.removeprefix("d_"), parameter)
+        sole = sum(i < forward for i in readers[parameter]) == 1
+        if uses[gradient] == 0 and slot.startswith("d_") and last <= at and sole:
+            outputs = {s: t for s, t in call.outputs.items() if t != gradient}
+            program.calls[at] = replace(call, outputs=outputs, updates={**call.updates, slot.removeprefix("d_"): parameter})
+            del program.tensors[gradient]
         else:
-            update = Call("sgd", {"p": parameter, "g": gradient}, {}, {}, updates=["p"], where=call.where)
-            program.calls.insert(program.calls.index(last) + 1, update)
+            update = Call("sgd", {"p": parameter, "g": gradient}, {}, updates={"p": parameter}, where=call.where)
+            updates.append((max(last, at), update))
+    for at, update in sorted(updates, key=lambda u: u[0], reverse=True):
+        program.calls.insert(at + 1, update)
     _shape_partial_gradients(program)
 
 
@@ -118,9 +132,9 @@ def _shape_partial_gradients(program: Program) -> None:
         for slot, t in call.outputs.items():
             weight = program.weights.get(call.inputs.get(slot.removeprefix("d_"), ""))
             if slot.startswith("d_") and weight and weight.trained:
-                program.tensors[t].shape = program.tensors[weight.trained].shape
+                program.put(t, shape=program.tensors[weight.trained].shape)
         if call.op == "add" and call.outputs["y"] in program.tensors:
-            program.tensors[call.outputs["y"]].shape = program.tensors[call.inputs["a"]].shape
+            program.put(call.outputs["y"], shape=program.tensors[call.inputs["a"]].shape)
 
 
 def slice_early(program: Program) -> None:
@@ -132,20 +146,18 @@ def slice_early(program: Program) -> None:
         x = call.inputs["x"]
         index = fresh(program, f"{weight.name}.columns")
         program.add(Tensor(index, (len(weight.index),), "u16", Role.CONSTANT, source=weight.name))
-        program.meta.setdefault("index", {})[index] = list(weight.index)
+        program.constants[index] = weight.index
         made = producers(program).get(x)
-        at = program.calls.index(made) + 1 if made else 0
+        at = program.position(made) + 1 if made else 0
         rows = program.tensors[x].shape[0]
         cut = program.add(Tensor(fresh(program, f"{x}.columns"), (rows, len(weight.index)), "f32", Role.ACTIVATION)).name
         program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=call.where))
-        call.inputs["x"] = cut
-        call.attrs["x_sliced"] = 1
+        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cut}, attrs={**call.attrs, "x_sliced": 1}))
 
 
 def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The initial value of every CONSTANT and TRAINED tensor, cut from the model's parameters."""
     values: dict[str, np.ndarray] = {}
-    constants: dict[str, Any] = program.meta.get("constants", {})
     for w in program.weights.values():
         if w.axis:
             whole = np.ascontiguousarray(parameters[w.name], np.float32).reshape(w.shape)
@@ -156,10 +168,7 @@ def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dic
     for t in program.tensors.values():
         if t.name in values or t.role not in (Role.CONSTANT, Role.TRAINED):
             continue
-        if t.name in program.meta.get("index", {}):
-            values[t.name] = np.asarray(program.meta["index"][t.name], np.uint16)
-        else:
-            source = constants[t.name] if t.name in constants else parameters[t.name]
-            values[t.name] = np.ascontiguousarray(source, np.float32).reshape(t.shape)
+        source = program.constants[t.name] if t.name in program.constants else parameters[t.name]
+        values[t.name] = np.ascontiguousarray(source, np.uint16 if t.dtype == "u16" else np.float32).reshape(t.shape)
     return values
 

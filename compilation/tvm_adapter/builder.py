@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from compilation.errors import UnsupportedOperationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call, Program, Role, Tensor
+from compilation.tvm_adapter.keep import keep_call
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
 from compilation.tvm_adapter.values import Concat, GramProduct, Many, Value, View, view_of
 
@@ -27,7 +29,6 @@ class Builder:
     def __init__(self, name: str) -> None:
         self.program = Program(name)
         self.producer: dict[str, Call] = {}     # tensor -> the call that makes it
-        self.tail: dict[str, relax.Call] = {}   # result tensor of a "relax:" call -> the Relax call
         self.where = ""
 
     # -- tensors and calls ----------------------------------------------------------------------------
@@ -40,14 +41,23 @@ class Builder:
 
     def _emit(self, op: str, inputs: dict[str, str], attrs: dict[str, Any] | None = None, hint: str = "") -> str:
         """Append a registry call with one output `y`; returns the tensor's name."""
-        attrs = {k: default for k, (_, default) in REGISTRY[op].attrs.items()} | (attrs or {})
+        attrs = REGISTRY[op].defaults() | (attrs or {})
         site = Site({s: self.program.tensors[t].shape for s, t in inputs.items()}, attrs)
         shape, dtype = REGISTRY[op].infer(site)["y"]
         out = self._tensor(hint or (f"{self.where}.{op}" if self.where else op), shape, dtype)
-        call = Call(op, inputs, {"y": out}, attrs, where=self.where)
+        return self._append(Call(op, inputs, {"y": out}, attrs, where=self.where))
+
+    def _append(self, call: Call) -> str:
+        """The call at the end of the Program; returns its result."""
         self.program.calls.append(call)
-        self.producer[out] = call
-        return out
+        self.producer |= dict.fromkeys(call.outputs.values(), call)
+        return call.outputs["y"]
+
+    def _give(self, call: Call, slot: str, tensor: str) -> None:
+        """One more input for a call that stands in the Program already."""
+        more = replace(call, inputs={**call.inputs, slot: tensor})
+        self.program.replace_call(call, more)
+        self.producer |= dict.fromkeys(more.outputs.values(), more)
 
     def _as(self, tensor: str, shape: tuple[int, ...]) -> View:
         return view_of(tensor, shape)
@@ -75,10 +85,7 @@ class Builder:
 
     def _reshape(self, tensor: str, shape: tuple[int, ...]) -> str:
         out = self._tensor(f"{tensor}.view", shape)
-        call = Call("reshape", {"x": tensor}, {"y": out}, {}, where=self.where)
-        self.program.calls.append(call)
-        self.producer[out] = call
-        return out
+        return self._append(Call("reshape", {"x": tensor}, {"y": out}, where=self.where))
 
     def _pick_row(self, value: View) -> str | None:
         """A view that is one whole row of a (rows, features) tensor -> take_row."""
@@ -112,9 +119,9 @@ class Builder:
                     and len(names) == 1 and names[0] is not None and value.axis == 1:
                 tensor = self.program.tensors[last.base]
                 rows = value.shape[1] - tensor.shape[0]
-                self.program.tensors[names[0]].shape = (rows, tensor.shape[1])
-                producer.inputs["prefix"] = names[0]
-                tensor.shape = (value.shape[1], tensor.shape[1])
+                self.program.put(names[0], shape=(rows, tensor.shape[1]))
+                self._give(producer, "prefix", names[0])
+                self.program.put(last.base, shape=(value.shape[1], tensor.shape[1]))
                 value.items = [self._as(last.base, value.shape)]
                 return self._as(last.base, value.shape)
             if len(value.items) == 1:
@@ -168,10 +175,7 @@ class Builder:
         if any(t == "image" for t in inputs.values()):
             inputs = {k: self._float_image() if t == "image" else t for k, t in inputs.items()}
         out = self._tensor(f"{self.where}.{name}" if self.where else name, shape_of(call))
-        made = Call(f"relax:{name}", inputs, {"y": out}, {}, where=self.where)
-        self.program.calls.append(made)
-        self.producer[out] = made
-        self.tail[out] = call
+        self._append(Call(f"relax:{name}", inputs, {"y": out}, keep_call(call), where=self.where))
         return self._as(out, shape_of(call))
 
     def _float_image(self) -> str:

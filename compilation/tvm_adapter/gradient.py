@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax
@@ -11,15 +12,14 @@ from tvm.ir import GenericConst
 from compilation.errors import GradientError
 from compilation.ops import REGISTRY
 from compilation.program import Call, Program, Role, Tensor
+from compilation.tvm_adapter.keep import RELAX_DTYPE, keep_call, rebuild_call
 from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call
-
-RELAX_DTYPE = {"f32": "float32", "i32": "int32", "u8": "uint8", "u16": "uint16"}
 
 
 def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
     """The backward calls of a forward Program that ends in a loss, and the gradient tensor of each wanted parameter.
 
-    forward.meta["loss"] names the loss tensor. Calls that depend on no wanted parameter form the frozen prefix:
+    forward.loss names the loss tensor. Calls that depend on no wanted parameter form the frozen prefix:
     they are not shown to the differentiation at all. Gradient tensors are added to `forward.tensors`.
     Raises GradientError for an unknown parameter or an operation without a gradient.
     """
@@ -52,7 +52,6 @@ def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
     variables: dict[str, Any] = {
         n: relax.Var(f"in{i}", relax.TensorType(list(program.tensors[n].shape), RELAX_DTYPE[program.tensors[n].dtype]))
         for i, n in enumerate(inputs)}
-    tail = program.meta.get("tail", {})
     builder = relax.BlockBuilder()
     with builder.function("main", [variables[n] for n in inputs]):
         with builder.dataflow():
@@ -65,33 +64,14 @@ def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
                 elif c.op == "mul_const":
                     expr = relax.op.multiply(variables[c.inputs["x"]], relax.const(c.attrs["value"], "float32"))
                 elif c.op.startswith("relax:"):
-                    expr = rebuild_tail(tail[result], {s: variables[t] for s, t in c.inputs.items()})
+                    expr = rebuild_call(c, {s: variables[t] for s, t in c.inputs.items()})
                 else:
-                    expr = make_call(REGISTRY[c.op], {s: variables[t] for s, t in c.inputs.items()}, c.attrs)
+                    expr = make_call(REGISTRY[c.op], {s: variables[t] for s, t in c.inputs.items()}, dict(c.attrs))
                 variables[result] = builder.emit(expr, name_hint=f"call{i}")
-            loss = builder.emit(relax.op.reshape(variables[program.meta["loss"]], []))
+            loss = builder.emit(relax.op.reshape(variables[program.loss], []))
             out = builder.emit_output(loss)
         builder.emit_func_output(out)
     return builder.get(), inputs
-
-
-def rebuild_tail(call: relax.Call, inputs: dict[str, Any]) -> relax.Call:
-    """The Relax call again, on new arguments (slots as the importer named them: in<i> or in<i>.<j>)."""
-    args: list[Any] = []
-    for i, a in enumerate(call.args):
-        parts = [inputs[s] for s in inputs if s.startswith(f"in{i}.")]
-        if parts:
-            types = a.ty.fields
-            args.append(relax.Tuple([_as_type(p, t) for p, t in zip(parts, types, strict=True)]))
-        else:
-            args.append(_as_type(inputs[f"in{i}"], a.ty) if f"in{i}" in inputs else a)
-    return relax.Call(call.op, args, call.attrs)
-
-
-def _as_type(value: Any, wanted: Any) -> Any:
-    """The value in the wanted shape: the Program's tensors have no batch dimension, the Relax call's may."""
-    want, have = ([int(v) for v in t.shape.values] for t in (wanted, value.ty))
-    return value if want == have else relax.op.reshape(value, want)
 
 
 class _Reader:
@@ -156,15 +136,12 @@ class _Reader:
         if name in ("relax.ones", "relax.zeros") and math.prod(shape) == 1:
             return None                       # the loss's own gradient, 1, is known to cross_entropy_grad
         inputs = {f"in{i}": a for i, a in enumerate(args) if isinstance(a, str)}
-        out = self._emit(Call(f"relax:{name.removeprefix('relax.')}", inputs, {}), shape)
-        self.program.meta.setdefault("tail", {})[out] = expr
-        return out
+        return self._emit(Call(f"relax:{name.removeprefix('relax.')}", inputs, {}, keep_call(expr)), shape)
 
     def _emit(self, call: Call, shape: tuple[int, ...]) -> str:
         stem = next(iter(call.inputs.values()), call.op)
         out = self._new(f"{stem}.{call.op.removeprefix('relax:')}", shape)
-        call.outputs = {"y": out}
-        self.calls.append(call)
+        self.calls.append(replace(call, outputs={"y": out}))
         return out
 
     def _registry_call(self, expr: Any) -> Any:
@@ -178,7 +155,7 @@ class _Reader:
         outputs: dict[str, str] = {}
         for s, shape in gradients.items():
             outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
-        self.calls.append(Call(op.name, inputs, outputs, attrs, where=where))
+        self.calls.append(Call(op.name, inputs, outputs, {**op.defaults(), **attrs}, where=where))
         return list(outputs.values())
 
     def _only_needed(self, needed: set[str]) -> list[Call]:
@@ -190,10 +167,8 @@ class _Reader:
                 del self.program.tensors[t]
             if not outputs:
                 continue
-            c.outputs = outputs
-            if c.op in REGISTRY:
-                rules = REGISTRY[c.op].needed_for
-                c.inputs = {s: t for s, t in c.inputs.items() if s not in rules or set(rules[s]) & set(outputs)}
-            needed |= set(c.inputs.values())
-            kept.append(c)
+            rules = REGISTRY[c.op].needed_for if c.op in REGISTRY else {}
+            inputs = {s: t for s, t in c.inputs.items() if s not in rules or set(rules[s]) & set(outputs)}
+            needed |= set(inputs.values())
+            kept.append(replace(c, inputs=inputs, outputs=outputs))
         return kept[::-1]

@@ -26,7 +26,7 @@ from compilation.tvm_adapter.values import Constant, Many, Value, View, view_of
 
 
 def import_model(exported: Exported, name: str) -> Program:
-    """The forward pass as a Program: INPUT tensors, one tensor a parameter, calls; `meta["logits"]` is the result.
+    """The forward pass as a Program: INPUT tensors, one tensor a parameter, calls; `logits` is the result.
 
     Raises UnsupportedOperationError, naming the operation and its module path.
     """
@@ -72,11 +72,12 @@ class Importer(Recogniser):
             self._tensor("image", (h, w, c), "u8", Role.INPUT)
             self._tensor("image.scale", (c,), "f32", Role.CONSTANT)
             self._tensor("image.shift", (c,), "f32", Role.CONSTANT)
-            self.program.meta["constants"] = {"image.scale": np.asarray(spec.scale).tolist(),
-                                              "image.shift": np.asarray(spec.shift).tolist()}
+            self.program.constants = {"image.scale": tuple(np.asarray(spec.scale).tolist()),
+                                      "image.shift": tuple(np.asarray(spec.shift).tolist())}
         else:
             self._tensor("input", (1, *spec.shape), "f32", Role.INPUT)
-        self.values[first] = view_of("image" if spec.is_image else "input", (1, *spec.shape))
+        self.program.image = "image" if spec.is_image else "input"
+        self.values[first] = view_of(self.program.image, (1, *spec.shape))
         for var in params:
             if str(var.name) not in self.exported.argument_names:
                 raise CaptureError(f"the imported model's argument {var.name} is no parameter: one input is expected")
@@ -89,9 +90,8 @@ class Importer(Recogniser):
         self._count_use(self.function.body.body)
         for b in bindings:
             self.values[b.var] = self._bind(b.value)
-        self.program.meta["logits"] = self._materialise(self.values[self.function.body.body])
+        self.program.logits = self._materialise(self.values[self.function.body.body])
         self._drop_unused_parameters()
-        self.program.meta["tail"] = self.tail
         return self.program
 
     def _count_use(self, expr: Any) -> None:
@@ -131,3 +131,4 @@ class Importer(Recogniser):
         used = {t for c in self.program.calls for t in c.inputs.values()}
         for name in [n for n, t in self.program.tensors.items() if t.role is Role.CONSTANT and n not in used]:
             del self.program.tensors[name]
+            self.program.constants.pop(name, None)

@@ -90,12 +90,12 @@ class Recogniser(Builder):
                 features = self.program.tensors[a.base].shape[-1]
                 fits = producer.op == "linear" or (producer.op == "patch_embed" and "pos" not in producer.inputs)
                 if fits and "b" not in producer.inputs and self._broadcasts_features(a, b, features):
-                    producer.inputs["b"] = b.base
+                    self._give(producer, "b", b.base)
                     return View(a.base, a.index)
                 if producer.op == "patch_embed" and "pos" not in producer.inputs and a.plain \
                         and self._parameter(b) and b.index.size == a.index.size:
-                    self.program.tensors[b.base].shape = self.program.tensors[a.base].shape
-                    producer.inputs["pos"] = b.base
+                    self.program.put(b.base, shape=self.program.tensors[a.base].shape)
+                    self._give(producer, "pos", b.base)
                     return View(a.base, a.index.reshape(shape))
             return None
         left, right = self._rows(a), self._rows(b)
@@ -120,8 +120,8 @@ class Recogniser(Builder):
             return None
         producer = self.producer[embedded]
         if producer.op == "patch_embed" and "pos" not in producer.inputs and (name := self._parameter(pos, shape)):
-            self.program.tensors[name].shape = self.program.tensors[embedded].shape
-            producer.inputs["pos"] = name
+            self.program.put(name, shape=self.program.tensors[embedded].shape)
+            self._give(producer, "pos", name)
             return self._as(embedded, shape)
         return None
 
@@ -190,7 +190,7 @@ class Recogniser(Builder):
         if kh != kw or strides != [kh, kw] or any(int(v) for v in a.padding) or int(a.groups) != 1 \
                 or x.shape[2] % kh or x.shape[3] % kw:
             return None
-        self.program.tensors[name].shape = (d, c * kh * kw)
+        self.program.put(name, shape=(d, c * kh * kw))
         y = self._emit("patch_embed", {"image": "image", "w": name, "scale": "image.scale", "shift": "image.shift"},
                        {"patch": kh}, hint=self.where)
         _, _, gh, gw = shape_of(call)

@@ -1,20 +1,27 @@
 """The long tail: operations without a kernel of ours, legalised by TVM to TIR and written as plain C.
 
 Slow, naive loops; correct and portable under the same laws as the kernels (fixed order of sums, own math).
+
+Work: a multiply-accumulate is a float product added to the element that it replaces, `x[i] = x[i] + a * b`. It is written
+as VT_FMA and counted once for each iteration of the loops around it, whatever a guard between them decides: at compile
+time (the call's attribute `macs`), and with VT_COUNT where the C code runs. Products outside of sums are no
+multiply-accumulates, as in the kernels.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
 
 from compilation.errors import UnsupportedOperationError
-from compilation.memory.liveness import padded
-from compilation.program import Program, Role, Tensor
-from compilation.tvm_adapter.gradient import RELAX_DTYPE, rebuild_tail
+from compilation.program import Call, Program
+from compilation.tvm_adapter.keep import RELAX_DTYPE, rebuild_call
 
 LOWER = tvm.ir.transform.Sequential([
     relax.transform.LegalizeOps(), s_tir.transform.LowerInitBlock(),
@@ -24,7 +31,7 @@ LOWER = tvm.ir.transform.Sequential([
 
 BINARY = {"Add": "+", "Sub": "-", "Mul": "*", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
           "And": "&&", "Or": "||", "Mod": "%"}
-MATH = {"exp": "vt_expf", "erf": "vt_erff", "tanh": "vt_tanhf", "log": "vt_logf", "sqrt": "vt_sqrtf", "fabs": "vt_fabsf"}
+MATH = {"exp": "vt_expf", "erf": "vt_erff", "tanh": "vt_tanhf", "log": "vt_logf", "sqrt": "VT_SQRT", "fabs": "vt_fabsf"}
 C_TYPES = {"float32": "float", "int32": "int32_t", "int64": "int32_t", "bool": "int32_t", "uint8": "uint8_t"}
 
 
@@ -33,35 +40,31 @@ def lower_tail(program: Program) -> None:
 
     Raises UnsupportedOperationError naming the operation and its module path.
     """
-    tail = program.meta.get("tail", {})
-    for call in program.calls:
+    for at, call in enumerate(program.calls):
         if not call.op.startswith("relax:"):
             continue
         result, = call.outputs.values()
         where = f"{call.op.removeprefix('relax:')} in {call.where or program.tensors[result].source or 'the model'}"
         try:
-            symbol, source, work = _to_c(program, tail[result], call.inputs)
+            symbol, source, work, macs = _to_c(program, call)
         except UnsupportedOperationError:
             raise
         except Exception as error:
             raise UnsupportedOperationError(
                 f"operation {where} has no kernel and cannot be legalised ({str(error).strip().splitlines()[-1]}): "
                 "replace it by supported operations, or freeze nothing above it") from error
-        call.op = f"tir:{symbol}"
-        call.inputs = {f"in{i}": t for i, t in enumerate(call.inputs.values())}
-        call.outputs = {"out0": result}
-        call.attrs = {"symbol": symbol, "c_source": source, "work_bytes": work}
-        if work:
-            call.scratch = program.add(Tensor(f"work.{result}", (padded(work),), "u8", Role.SCRATCH, call.where)).name
+        program.calls[at] = replace(
+            call, op=f"tir:{symbol}", inputs={f"in{i}": t for i, t in enumerate(call.inputs.values())},
+            outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work, "macs": macs})
 
 
-def _to_c(program: Program, expr: relax.Call, inputs: dict[str, str]) -> tuple[str, str, int]:
-    tensors = [program.tensors[t] for t in inputs.values()]
+def _to_c(program: Program, call: Call) -> tuple[str, str, int, int]:
+    tensors = [program.tensors[t] for t in call.inputs.values()]
     variables = [relax.Var(f"in{i}", relax.TensorType(list(t.shape), RELAX_DTYPE[t.dtype])) for i, t in enumerate(tensors)]
     builder = relax.BlockBuilder()
     with builder.function("main", variables):
         with builder.dataflow():
-            out = builder.emit_output(builder.emit(rebuild_tail(expr, dict(zip(inputs, variables, strict=True)))))
+            out = builder.emit_output(builder.emit(rebuild_call(call, dict(zip(call.inputs, variables, strict=True)))))
         builder.emit_func_output(out)
     module = LOWER(builder.get())
     functions = {g.name_hint: f for g, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
@@ -76,9 +79,13 @@ class _Writer:
         self.inputs, self.functions, self.bindings = inputs, functions, bindings
         self.names: dict[Any, str] = {}
         self.work: list[tuple[str, int]] = []
+        self.loops: list[int] = []      # lengths of the loops around the statement at hand
+        self.guarded = False            # whether a condition stands between them
+        self.macs = 0
         self.lines: list[str] = []
 
-    def write(self) -> tuple[str, str, int]:
+    def write(self) -> tuple[str, str, int, int]:
+        """(symbol, C source, bytes of work memory, multiply-accumulates)."""
         values: dict[Any, str] = {v: f"in{i}" for i, v in enumerate(self.inputs)}
         sizes = {}
         calls = [b for b in self.bindings if isinstance(b.value, relax.Call)]
@@ -99,17 +106,17 @@ class _Writer:
                 self._allocate(name, shape)
             for var, arg in zip(function.params, [*args, name], strict=True):
                 self.names[var] = arg
-            self._statement(function.body, 1)
+            self._count(self._statement(function.body, 1), 1)
         body = "\n".join(self.lines)
-        offset, head = 0, []
+        offset, head = 0, [] if self.macs else ["    (void)step;"]
         for name, count in self.work:
             head.append(f"    float *{name} = work + {offset};")
             offset += count
         params = ", ".join([*(f"const {C_TYPES[str(v.ty.dtype)]} *in{i}" for i, v in enumerate(self.inputs)),
-                            "float *out0", *(["float *work"] if offset else [])])
+                            "float *out0", *(["float *work"] if offset else []), "const vt_step *step"])
         text = "\n".join([*head, body])
         symbol = "vt_tir_" + hashlib.sha256((params + text).encode()).hexdigest()[:10]
-        return symbol, f"void {symbol}({params})\n{{\n{text}\n}}\n", 4 * offset
+        return symbol, f"void {symbol}({params})\n{{\n{text}\n}}\n", 4 * offset, self.macs
 
     def _tensors(self, call: Any) -> list[Any]:
         packed = call.args[1]
@@ -123,6 +130,7 @@ class _Writer:
 
     def _fresh(self, stem: str) -> str:
         taken = set(self.names.values())
+        stem = re.sub(r"\W", "_", stem)         # TVM has names with dots
         name, n = f"v_{stem}", 1
         while name in taken:
             n += 1
@@ -130,12 +138,21 @@ class _Writer:
         return name
 
     # -- statements ---------------------------------------------------------------------------------
-    def _statement(self, s: Any, depth: int) -> None:
+    def _count(self, macs: int, depth: int) -> int:
+        """Count so many multiply-accumulates here, unless a guard is open; returns what is left to count around it."""
+        if macs and not self.guarded:
+            self.lines.append(f"{'    ' * depth}VT_COUNT(step, {macs});")
+            self.macs += macs * math.prod(self.loops)
+            return 0
+        return macs
+
+    def _statement(self, s: Any, depth: int) -> int:
+        """Writes a statement; returns the multiply-accumulates of one execution that are not counted within it."""
+        left = 0
         pad = "    " * depth
         kind = type(s).__name__
         if kind == "SeqStmt":
-            for inner in s.seq:
-                self._statement(inner, depth)
+            left = sum([self._statement(inner, depth) for inner in s.seq])
         elif kind == "DeclBuffer":
             data = s.data.args[0] if hasattr(s.data, "args") else s.data
             self.names[s.buffer] = self.names[data]
@@ -146,27 +163,45 @@ class _Writer:
             var = self.names[s.loop_var] = self._fresh(s.loop_var.name)
             low, extent = self._expr(s.min), self._expr(s.extent)
             self.lines.append(f"{pad}for (int32_t {var} = {low}; {var} < {low} + {extent}; {var}++) {{")
-            self._statement(s.body, depth + 1)
+            self.loops.append(int(s.extent))
+            left = self._statement(s.body, depth + 1) * self.loops.pop()
             self.lines.append(pad + "}")
+            left = self._count(left, depth)
         elif kind == "IfThenElse":
             condition = self._expr(s.condition)
             bare = type(s.condition).__name__ in BINARY       # already in parentheses
             self.lines.append(f"{pad}if {condition} {{" if bare else f"{pad}if ({condition}) {{")
-            self._statement(s.then_case, depth + 1)
+            outside, self.guarded = self.guarded, True
+            left = self._statement(s.then_case, depth + 1)
             if s.else_case is not None:
                 self.lines.append(pad + "} else {")
-                self._statement(s.else_case, depth + 1)
+                left += self._statement(s.else_case, depth + 1)
             self.lines.append(pad + "}")
+            self.guarded = outside
         elif kind == "BufferStore":
             index, = s.indices
-            self.lines.append(f"{pad}{self.names[s.buffer]}[{self._expr(index)}] = {self._expr(s.value)};")
+            target = f"{self.names[s.buffer]}[{self._expr(index)}]"
+            product = self._accumulated(target, s.value)
+            left = int(product is not None)
+            self.lines.append(f"{pad}{target} = {product or self._expr(s.value)};")
         elif kind == "Bind":
             name = self.names[s.var] = self._fresh(s.var.name)
             self.lines.append(f"{pad}const {C_TYPES[str(s.var.ty.dtype)]} {name} = {self._expr(s.value)};")
         elif kind == "AttrStmt":
-            self._statement(s.body, depth)
+            left = self._statement(s.body, depth)
         else:
             raise UnsupportedOperationError(f"TIR statement {kind} has no C form")
+
+        return left
+
+    def _accumulated(self, target: str, e: Any) -> str | None:
+        """A product added to the float element `target`, as one fused multiply-add; None if the value is anything else."""
+        if type(e).__name__ != "Add" or str(e.ty.dtype) != "float32":
+            return None
+        for total, product in ((e.a, e.b), (e.b, e.a)):
+            if type(product).__name__ == "Mul" and type(total).__name__ == "TensorLoad" and self._expr(total) == target:
+                return f"VT_FMA({self._expr(product.a)}, {self._expr(product.b)}, {target})"
+        return None
 
     # -- expressions --------------------------------------------------------------------------------
     def _expr(self, e: Any) -> str:
@@ -209,7 +244,7 @@ class _Writer:
         if name == "sigmoid":
             return f"(1.0f / (1.0f + vt_expf(-({args[0]}))))"
         if name == "rsqrt":
-            return f"(1.0f / vt_sqrtf({args[0]}))"
+            return f"(1.0f / VT_SQRT({args[0]}))"
         if name in ("pow", "power") and type(e.args[1]).__name__ == "FloatImm" and float(e.args[1].value) == 2.0:
             return f"({args[0]} * {args[0]})"
         raise UnsupportedOperationError(f"TIR intrinsic {name} has no portable C form")

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from compilation.ops.base import Op, Site
-from compilation.program import Call, Program, Weight
+from compilation.program import VIEW, Call, Program, Weight
 from runtime.codegen.layout import Layout
 from runtime.errors import CodegenError
 
 C_TYPE = {"f32": "float", "i32": "int32_t", "u16": "uint16_t", "u8": "uint8_t"}
 TIR_PREFIX = "tir:"
-RENAMING = "reshape"        # a view: the same bytes under another name, no code
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def site_of(program: Program, call: Call, op: Op) -> Site:
         elif (table := table_values(program, name)) is not None:
             shapes[slot] = (len(table),)
     wants = frozenset(call.outputs) | {gradient_slot(slot) for slot in call.updates}
-    return Site(shapes, dict(call.attrs), wants, parts)
+    return Site(shapes, call.attrs, wants, parts)
 
 
 def gradient_slot(slot: str) -> str:
@@ -141,10 +140,7 @@ class Emitter:
 
     def trained_of(self, call: Call, slot: str) -> str:
         """The TRAINED tensor behind a parameter slot that the call updates."""
-        slot = slot.removeprefix("d_")
-        name = call.inputs.get(slot)
-        if name is None:
-            raise CodegenError(f"updates {slot}, but has no such input")
+        name = call.updates[slot]
         if name in self.program.weights:
             trained = self.program.weights[name].trained
             if trained is None:
@@ -155,7 +151,7 @@ class Emitter:
     # -- calls -------------------------------------------------------------------------------------
     def call(self, index: int, call: Call) -> CallCode:
         try:
-            if call.op == RENAMING:
+            if call.op == VIEW:
                 return self.renaming(index, call)
             return self.tir_call(index, call) if call.op.startswith(TIR_PREFIX) else self.kernel_call(index, call)
         except CodegenError as error:
@@ -219,6 +215,8 @@ class Emitter:
         if call.scratch:
             types.append("float *")
             arguments.append(f"(float *){self.pointer(call.scratch)}")
+        types.append("const vt_step *")
+        arguments.append("step")
         known = self.tir.get(symbol)
         if known is not None and known.source != source:
             raise CodegenError(f"two different functions are called {symbol}")

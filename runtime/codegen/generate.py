@@ -14,8 +14,8 @@ import numpy as np
 
 from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
-from compilation.program import Program, Role, Tensor
-from runtime.codegen.emit import C_TYPE, RENAMING, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from compilation.program import VIEW, Program, Role, Tensor
+from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
 from runtime.codegen.layout import MAGIC, NUMPY_DTYPE, Layout, crc, digest, lay_out, part_of, part_value, weights_image
 from runtime.codegen.place import put, require_ours
 from runtime.errors import CodegenError
@@ -64,12 +64,11 @@ class Generated:
 
 
 def find_interface(program: Program) -> Interface:
-    """Image, label, logits and loss, from `meta` ({"image": tensor name, ...}) or from roles and types."""
+    """Image, label, logits and loss, as the Program names them, or from roles and types."""
     def named(key: str, candidates: list[Tensor]) -> Tensor | None:
-        name = program.meta.get(key)
-        if isinstance(name, str):
+        if name := getattr(program, key):
             if name not in program.tensors:
-                raise CodegenError(f"meta says {key} is tensor {name}, which does not exist")
+                raise CodegenError(f"the Program says that {key} is tensor {name}, which does not exist")
             return program.tensors[name]
         return candidates[0] if candidates else None
 
@@ -164,7 +163,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
-    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {RENAMING}
+    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {VIEW}
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
@@ -198,7 +197,7 @@ def render(program: Program, layout: Layout, interface: Interface, calls: list[C
         "tir": list(emitter.tir.values()),
         "entries": entries, "stack_bytes": STACK_BYTES,
         "digest": digest(image), "weights_magic": MAGIC, "weights_crc": crc(image),
-        "momentum": float(program.meta.get("momentum", 0.0)),
+        "momentum": program.momentum,
         "image_place": layout.places[program.storage(interface.image.name)],
         "label_pointer": emitter.pointer(interface.label.name) if interface.label else "",
         "logits_pointer": emitter.pointer(interface.logits.name),

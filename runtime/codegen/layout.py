@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,13 +36,13 @@ class Layout:
     tables: dict[str, list[int]] = field(default_factory=dict)
     table_of: dict[tuple[int, ...], str] = field(default_factory=dict)
 
-    def table(self, values: list[int], hint: str) -> str:
+    def table(self, values: Sequence[int], hint: str) -> str:
         """C name of the u16 table with these values."""
         key = tuple(values)
         if key not in self.table_of:
             name = f"index_{len(self.tables)}"
             self.table_of[key] = name
-            self.tables[name] = values
+            self.tables[name] = list(values)
         return self.table_of[key]
 
     @property
@@ -54,7 +54,8 @@ def used_names(program: Program) -> set[str]:
     """Root tensors that some call reads or writes (parts of weights included)."""
     names: set[str] = set()
     for call in program.calls:
-        for name in (*call.inputs.values(), *call.outputs.values(), *([call.scratch] if call.scratch else [])):
+        scratch = [call.scratch] if call.scratch else []
+        for name in (*call.inputs.values(), *call.outputs.values(), *call.updates.values(), *scratch):
             if name in program.weights:
                 weight = program.weights[name]
                 names |= {program.storage(part) for part in (weight.frozen, weight.trained) if part}
@@ -108,7 +109,7 @@ def slice_part(weight: Weight, part: str, whole: np.ndarray) -> np.ndarray:
     if weight.axis is None:
         return matrix
     chosen = weight.index if part == "trained" else weight.rest
-    return matrix[:, chosen] if weight.axis == "cols" else matrix[chosen]
+    return np.take(matrix, chosen, 1 if weight.axis == "cols" else 0)
 
 
 def part_value(program: Program, tensor: Tensor, values: Mapping[str, np.ndarray]) -> np.ndarray:

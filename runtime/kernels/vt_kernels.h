@@ -32,7 +32,7 @@ typedef struct {
 /* What a step hands to every kernel. */
 typedef struct {
     float lr, momentum;
-    uint64_t *macs;          /* counts fused multiply-adds of matrix products when built with -DVT_PROFILE; may be NULL */
+    uint64_t *macs;          /* counts fused multiply-adds of sums of products when built with -DVT_PROFILE; may be NULL */
 } vt_step;
 
 #ifdef VT_PROFILE

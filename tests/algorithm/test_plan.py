@@ -225,3 +225,31 @@ def test_choose_plan_by_rule_file_and_merit(tmp_path) -> None:
         choose_plan(PlanChoice(choose="file"), model, cost, 10**6)
     auto = choose_plan(PlanChoice(always={"layer_norm": False}), model, cost, 10**6)
     assert auto.best is not None and auto.best.plan.name == "full update"
+
+
+def test_what_fits_at_any_speed_is_not_refused(tmp_path) -> None:
+    """The limit of recomputation is for the search: not for a plan that is asked for, nor for the last one left."""
+    model = small_model()
+    shapes = parameter_shapes(model)
+
+    def least(plan: UpdatePlan) -> int:
+        return 1000 + 4 * plan.trained_count(shapes)
+
+    def cost(plan: UpdatePlan) -> int:
+        return least(plan) + 500
+
+    given = PlanChoice(choose="rule", rule=PlanConfig(n_bias_update=2))
+    plan = resolve_plan(given.rule, model)
+    found = choose_plan(given, model, cost, least(plan), least=least)
+    assert found.best is not None and found.best.plan == plan and found.best.bytes == least(plan)
+    plan.save(tmp_path / "plan.json")
+    by_file = choose_plan(PlanChoice(choose="file", file=str(tmp_path / "plan.json")), model, cost, least(plan), least=least)
+    assert by_file.best is not None and by_file.best.bytes == least(plan)
+    over = choose_plan(given, model, cost, least(plan) - 1, least=least)
+    assert over.best is None and over.tried[0].bytes == least(plan)
+    smallest = min(candidate_plans(model), key=least)
+    for choice in (PlanChoice(), PlanChoice(weights={"head.bias": 1})):
+        heads = choose_plan(choice, model, cost, 1100 if choice.weights else least(smallest), least=least)
+        assert heads.best is not None and heads.best.bytes == least(heads.best.plan) <= heads.budget
+    none = choose_plan(PlanChoice(), model, cost, least(smallest) - 1, least=least)
+    assert none.best is None and none.smallest is not None and none.smallest.bytes == least(smallest) > none.budget

@@ -14,7 +14,6 @@ from compilation.passes.streams import form_streams
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program
-from compilation.scheduling import clone
 from tests.compilation.models import IMAGE, image_input
 from tests.compilation.test_gradients import check
 
@@ -35,7 +34,7 @@ def vit(targets: tuple[str, ...] = LINEARS, alpha: float = 6.0, **options: Any) 
 
 
 def streamed(model: torch.nn.Module) -> Program:
-    program = clone(Compiler(model, IMAGE).forward)
+    program = Compiler(model, IMAGE).forward.copy()
     form_streams(program)
     return program
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from compilation.ops import REGISTRY, Op, Sample, Site
 from compilation.ops.base import Arrays
+from compilation.ops.indices import bind, parse
 from tests.compilation.kernel_library import Sink, Step, Update, build, run, site_of, structures, trained_part
 
 TOLERANCE = 3e-6            # float32 kernels against float64, relative to the largest value
@@ -146,6 +147,27 @@ def test_shapes_are_what_infer_says(op: Op) -> None:
 
 
 @each()
+def test_indices_say_what_fits(op: Op) -> None:
+    """Every input has its axes, samples fit, and a shape with another size along a shared axis does not."""
+    assert {s.name for s in op.inputs} <= parse(op.indices).keys() or op.own_update
+    assert {n for n, (kind, _) in op.attrs.items() if kind == "int32_t"} == op.legal.keys() & op.attrs.keys()
+    for sample in samples(op):
+        site = site_of(op, sample)
+        bind(op.indices, site.shapes)
+        op.check(site)
+        assert all(site.attrs[n] in legal for n, legal in op.legal.items() if n in site.attrs)
+        axes = {s: [a.split("*")[-1] for a in axes] for s, axes in parse(op.indices).items() if s in site.shapes}
+        present = [a for listed in axes.values() for a in listed]
+        for slot, listed in axes.items():
+            for i, axis in enumerate(listed):
+                if axis.isdigit() or present.count(axis) > 1:
+                    shape = list(site.shapes[slot])
+                    shape[i] += 1
+                    with pytest.raises(ValueError, match=r"has (shape|\d+ elements)"):
+                        bind(op.indices, {**site.shapes, slot: tuple(shape)})
+
+
+@each()
 def test_struct_has_the_registry_s_fields(op: Op) -> None:
     """The C argument struct: one field a slot, attribute and shape, and scratch where it is needed."""
     fields = dict(structures()[f"{op.symbol}_args"]._fields_)  # type: ignore[attr-defined]
@@ -211,7 +233,7 @@ def test_kernel_for_every_setting(op: Op, library: ct.CDLL) -> None:
             one, two = run(library, op, sample, settings), run(library, op, sample, settings, fill=0xC3)
             where = f"{op.name} {settings} {sample.wants} {sample.parts} {sample.attrs}"
             assert one.intact and two.intact, where
-            assert one.macs == op.cost(at).macs, where
+            assert one.macs == op.macs(at), where
             assert max(one.scratch_written, two.scratch_written) == op.scratch(at), where
             for slot, found in one.outputs.items():
                 want = trained_part(sample, slot.removeprefix("d_"), expected[slot])

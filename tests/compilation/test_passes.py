@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from compilation.passes.streams import form_streams
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program, Role, Tensor
-from compilation.scheduling import clone
+from compilation.program_file import from_json
 from compilation.verify import verify
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
@@ -45,18 +46,27 @@ def test_the_import_is_fine_grained_and_complete(compiler: Compiler) -> None:
 
 
 def test_chains_are_streamed_by_their_readers(compiler: Compiler) -> None:
-    program = clone(compiler.forward)
+    program = compiler.forward.copy()
     assert form_streams(program) == 2 * DEPTH
     assert [c.op for c in program.calls if "block" in c.op] == ["attn_block", "mlp_block"] * DEPTH
     verify(program, "streams")
-    spied = clone(compiler.forward)
+    spied = compiler.forward.copy()
     hidden = next(c for c in spied.calls if c.op == "gelu").outputs["y"]
-    spied.meta["logits"] = hidden                     # somebody else reads the hidden layer: it has to exist
+    spied.logits = hidden                             # somebody else reads the hidden layer: it has to exist
     assert form_streams(spied) == 2 * DEPTH - 1
 
 
+def test_streams_share_no_call() -> None:
+    """linear-relu-linear-relu-linear: the linear in the middle can belong to one stream only."""
+    layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)]
+    program = Compiler(nn.Sequential(*layers).eval(), InputSpec((6,))).forward.copy()
+    assert form_streams(program.copy(), {0}) == form_streams(program) == 2
+    assert [c.op for c in program.calls] == ["mlp_block", "relu", "mlp_block"]
+    verify(program, "streams")
+
+
 def test_only_the_class_token_is_computed_behind_the_last_attention(compiler: Compiler) -> None:
-    program = clone(compiler.forward)
+    program = compiler.forward.copy()
     form_streams(program)
     narrow_rows(program)
     verify(program, "narrow")
@@ -107,8 +117,8 @@ def test_less_recomputation_needs_no_less_memory(compiler: Compiler) -> None:
 
 def test_programs_survive_json(compiler: Compiler) -> None:
     program = compiler.compile(biases(compiler), 60_000).program
-    again = Program.from_json(program.to_json())
-    assert again.text() == program.text()
+    again = from_json(program.to_json())
+    assert again == program and again.text() == program.text()
     assert again.arena_bytes == program.arena_bytes
     assert lifetimes(again) == lifetimes(program)
 
@@ -120,18 +130,18 @@ def spoil(program: Program, kind: str) -> None:
     elif kind == "a second time":
         calls.append(calls[1])
     elif kind == "unknown tensor":
-        calls[2].inputs["x"] = "nowhere"
+        calls[2] = replace(calls[2], inputs={**calls[2].inputs, "x": "nowhere"})
     elif kind == "took over":
         call = next(c for c in calls if c.op == "mlp_block")
-        program.tensors[call.outputs["y"]].alias = call.inputs["x"]
-        again = Call("layer_norm", {"x": call.inputs["x"]}, {"y": "late"}, {"eps": 1e-6, "rows": 1})
+        program.put(call.outputs["y"], alias=call.inputs["x"])
+        again = Call("layer_norm", {"x": call.inputs["x"]}, {"y": "late"}, {"eps": 1e-6})
         program.add(Tensor("late", program.tensors[call.outputs["y"]].shape, "f32", Role.ACTIVATION))
         calls.insert(calls.index(call) + 1, again)
 
 
 @pytest.mark.parametrize("kind", ["before any call makes it", "a second time", "unknown tensor", "took over"])
 def test_the_verifier_sees_what_is_wrong(compiler: Compiler, kind: str) -> None:
-    program = clone(compiler.forward)
+    program = compiler.forward.copy()
     form_streams(program)
     verify(program, "streams")
     spoil(program, kind)
@@ -143,7 +153,7 @@ def test_a_weight_is_not_read_after_its_update(compiler: Compiler) -> None:
     program = compiler.compile(biases(compiler), compiler.smallest_ram(biases(compiler)) * 2).program
     calls = program.calls
     update = next(i for i, c in enumerate(calls) if c.op == "linear_grad" and c.updates)
-    reader = next(c for c in calls if c.op == "linear" and c.inputs.get("b") == calls[update].inputs["b"])
+    reader = next(c for c in calls if c.op == "linear" and c.inputs.get("b") == calls[update].updates["b"])
     calls.remove(reader)
     with pytest.raises(VerificationError, match=r"updated it|makes it"):
         calls.insert(update, reader)

@@ -74,13 +74,13 @@ def refuse(program: Program, tmp_path: Path, *words: str, values: dict[str, np.n
 
 def test_refuses_an_unplaced_tensor(tmp_path: Path) -> None:
     program = toy.program()
-    program.tensors["d_logits"].offset = None
+    program.put("d_logits", offset=None)
     refuse(program, tmp_path, "d_logits", "placement")
 
 
 def test_refuses_an_unknown_operation_with_its_module(tmp_path: Path) -> None:
     program = toy.program()
-    program.calls[0].op = "toy_unknown"
+    program.calls[0] = replace(program.calls[0], op="toy_unknown")
     refuse(program, tmp_path, "toy_unknown", "fc", "compilation/ops")
 
 
@@ -166,7 +166,8 @@ def full_disk(*_: object) -> None:
 
 
 def test_tir_functions_are_emitted_once_and_called(write_toy: Write, tmp_path: Path) -> None:
-    source = "void halve(const float *in0, float *out0) { for (int i = 0; i < 4; i++) out0[i] = 0.5f * in0[i]; }"
+    source = ("void halve(const float *in0, float *out0, const vt_step *step) "
+              "{ (void)step; for (int i = 0; i < 4; i++) out0[i] = 0.5f * in0[i]; }")
     program = toy.program()
     program.add(Tensor("halved", (1, toy.O), "f32", Role.GRADIENT, offset=64))
     half = Call("tir:halve", {"0": "d_logits"}, {"0": "halved"}, {"symbol": "halve", "c_source": source})
@@ -175,6 +176,6 @@ def test_tir_functions_are_emitted_once_and_called(write_toy: Write, tmp_path: P
     generated = write_toy(program)
     assert (generated.folder / "vit_tir.c").read_text().count("out0[i] = 0.5f") == 1
     text = (generated.folder / "vit_train.c").read_text()
-    assert "halve(ARENA(32), ARENA(64));" in text and "halve(ARENA(64), ARENA(32));" in text
+    assert "halve(ARENA(32), ARENA(64), step);" in text and "halve(ARENA(64), ARENA(32), step);" in text
     program.calls[3] = replace(again, attrs={"symbol": "halve", "c_source": source + " "})
     refuse(program, tmp_path, "halve", "two different")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compilation.ops.base import Cost, Op, Site, Slot
+from compilation.ops.base import Op, Site, Slot
 from compilation.program import Call, Program, Role, Tensor, Weight
 from runtime.codegen import Generated, generate
 from runtime.codegen.generate import KERNELS
@@ -22,9 +22,6 @@ class ToyOp(Op):
 
     def dims(self, site: Site) -> dict[str, int]:
         return {}
-
-    def cost(self, site: Site) -> Cost:
-        return Cost(0)
 
 
 class Dense(ToyOp):
@@ -64,7 +61,7 @@ REGISTRY: dict[str, Op] = {cls.name: cls() for cls in (Dense, DenseGrad, Square,
 
 def program(axis: str | None = "cols", momentum: float = 0.0, fault: int = 0) -> Program:
     """Placed by hand: image @0, label @16, d_logits @32, scratch @48."""
-    p = Program("toy", predict_calls=1, meta={"momentum": momentum})
+    p = Program("toy", predict_calls=1, momentum=momentum)
     index = {"cols": [1, 4], "rows": [0, 3], None: []}[axis]
     trained = {"cols": (O, 2), "rows": (2, K), None: (O, K)}[axis]
     frozen = {"cols": (O, K - 2), "rows": (O - 2, K), None: None}[axis]
@@ -78,7 +75,7 @@ def program(axis: str | None = "cols", momentum: float = 0.0, fault: int = 0) ->
         p.add(Tensor("fc.weight.trained.velocity", trained, "f32", Role.STATE))
         p.add(Tensor("fc.bias.velocity", (O,), "f32", Role.STATE))
     p.weights["fc.weight"] = Weight("fc.weight", (O, K), "fc.weight.frozen" if frozen else None, "fc.weight.trained",
-                                    axis, index)
+                                    axis, tuple(index))
     p.add(Tensor("logits", (1, O), "f32", Role.OUTPUT))
     p.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
     p.add(Tensor("d_logits", (1, O), "f32", Role.GRADIENT, offset=32))
@@ -89,7 +86,7 @@ def program(axis: str | None = "cols", momentum: float = 0.0, fault: int = 0) ->
              {**attrs, "fault": fault}, scratch="sum", where="fc"),
         Call("toy_square", {"logits": "logits", "label": "label"}, {"loss": "loss", "d_logits": "d_logits"}),
         Call("toy_dense_grad", {"image": "image", "w": "fc.weight", "b": "fc.bias", "dy": "d_logits"}, {}, attrs,
-             updates=["w", "b"], where="fc"),
+             updates={"w": "fc.weight", "b": "fc.bias"}, where="fc"),
     ]
     return p
 
@@ -113,7 +110,7 @@ def part(p: Program, whole: np.ndarray, rest: bool = False) -> np.ndarray:
     weight = p.weights["fc.weight"]
     if weight.axis is None:
         return whole[:0] if rest else whole
-    index = weight.rest if rest else weight.index
+    index = list(weight.rest if rest else weight.index)
     return whole[:, index] if weight.axis == "cols" else whole[index]
 
 
@@ -126,7 +123,7 @@ def reference(p: Program, images: np.ndarray, labels: np.ndarray, lr: float, mom
     if weight.axis == "cols":
         mask[:, weight.index] = 1
     elif weight.axis == "rows":
-        mask[weight.index] = 1
+        mask[list(weight.index)] = 1
     else:
         mask[:] = 1
     vw, vb, losses = np.zeros_like(w), np.zeros_like(b), []

@@ -1,0 +1,76 @@
+"""The judge of finished Programs: the same for one that was just compiled and for one that was read from a file."""
+
+from __future__ import annotations
+
+from compilation.errors import VerificationError
+from compilation.memory.liveness import padded
+from compilation.memory.validate import check_program_memory
+from compilation.ops import REGISTRY
+from compilation.passes.rewrite import site
+from compilation.program import VIEW, Program, Role, Tensor
+from compilation.verify import RELAX, verify
+
+
+def judge(program: Program, after: str = "") -> None:
+    """Everything that `verify` checks, and that the Program is complete: every call can be emitted, has the scratch it
+    needs, the interface is whole, and the memory plan holds.
+
+    Raises VerificationError or PlacementError.
+    """
+    verify(program, after)
+    prefix = f"after {after}: " if after else ""
+    _check_interface(program, prefix)
+    _check_scratch(program, prefix)
+    check_program_memory(program, program.arena_bytes)
+
+
+def _check_interface(program: Program, prefix: str) -> None:
+    """Image and label go in, logits and loss come out, and the prediction is a step up to the logits."""
+    def named(key: str, role: Role, *dtypes: str) -> Tensor:
+        t = program.tensors.get(getattr(program, key))
+        if t is None:
+            raise VerificationError(f"{prefix}{key} is the unknown tensor {getattr(program, key)!r}")
+        if t.role is not role or t.alias or t.dtype not in dtypes:
+            raise VerificationError(f"{prefix}{key} is {t.name}, which is {t.role.value} {t.dtype}: expected "
+                                    f"{role.value} {' or '.join(dtypes)} with storage of its own")
+        return t
+
+    known = [named("image", Role.INPUT, "u8", "f32"), named("label", Role.INPUT, "i32"),
+             named("logits", Role.OUTPUT, "f32"), named("loss", Role.OUTPUT, "f32")]
+    for t in program.tensors.values():
+        if t.role in (Role.INPUT, Role.OUTPUT) and t not in known:
+            raise VerificationError(f"{prefix}{t.name} is {t.role.value}, but the Program does not say what it is for")
+    at = next((i for i, c in enumerate(program.calls) if program.loss in c.outputs.values()), -1)
+    if at != program.predict_calls or at < 0:
+        raise VerificationError(f"{prefix}a prediction is the first {program.predict_calls} calls, but the loss is made by "
+                                f"{f'call {at}' if at >= 0 else 'none'}")
+    loss = program.calls[at]
+    if dict(loss.inputs) != {"logits": program.logits, "label": program.label}:
+        raise VerificationError(f"{prefix}call {at} {loss.op} makes the loss of {', '.join(loss.inputs.values())}, "
+                                f"not of {program.logits} and {program.label}")
+    for i, c in enumerate(program.calls[:at]):
+        early = [t for t in c.outputs.values() if program.tensors[t].role is Role.GRADIENT]
+        if c.updates or early:
+            raise VerificationError(f"{prefix}call {i} {c.op} makes gradients or updates before the loss is known")
+
+
+def _check_scratch(program: Program, prefix: str) -> None:
+    """Each call has exactly the scratch it needs, to itself."""
+    users: dict[str, int] = {}
+    for i, c in enumerate(program.calls):
+        at = f"{prefix}call {i} {c.op} ({c.where or 'top level'}): "
+        if c.op.startswith(RELAX):
+            raise VerificationError(f"{at}it was never lowered")
+        if c.op == VIEW and program.tensors[c.outputs["y"]].alias != c.inputs["x"]:
+            raise VerificationError(f"{at}{c.outputs['y']} does not share the storage of {c.inputs['x']}")
+        need = int(c.attrs.get("work_bytes", 0))
+        if c.op in REGISTRY:
+            need = REGISTRY[c.op].scratch(site(program, c))
+        t = program.tensors.get(c.scratch or "")
+        if c.scratch is not None and (t is None or t.role is not Role.SCRATCH or t.alias or c.scratch in users):
+            raise VerificationError(f"{at}{c.scratch} is no scratch of its own")
+        have = t.bytes if t else 0
+        if have != padded(need):
+            raise VerificationError(f"{at}it needs {padded(need)} bytes of scratch and has {have}")
+        if c.scratch is not None:
+            users[c.scratch] = i

@@ -1,0 +1,38 @@
+"""Relax calls as plain data: what a `relax:` call of a Program carries until it is differentiated and lowered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from compilation.program import Call
+
+RELAX_DTYPE = {"f32": "float32", "i32": "int32", "u8": "uint8", "u16": "uint16"}
+RELAX = "relax"     # the attribute that holds the Relax call as JSON
+
+
+def keep_call(call: relax.Call) -> dict[str, str]:
+    """The attributes of a `relax:` call."""
+    return {RELAX: tvm.ir.save_json(call)}
+
+
+def rebuild_call(call: Call, inputs: dict[str, Any]) -> relax.Call:
+    """The Relax call again, on new arguments (slots as the importer named them: in<i> or in<i>.<j>)."""
+    kept = tvm.ir.load_json(call.attrs[RELAX])
+    args: list[Any] = []
+    for i, a in enumerate(kept.args):
+        parts = [inputs[s] for s in inputs if s.startswith(f"in{i}.")]
+        if parts:
+            types = a.ty.fields
+            args.append(relax.Tuple([_as_type(p, t) for p, t in zip(parts, types, strict=True)]))
+        else:
+            args.append(_as_type(inputs[f"in{i}"], a.ty) if f"in{i}" in inputs else a)
+    return relax.Call(kept.op, args, kept.attrs)
+
+
+def _as_type(value: Any, wanted: Any) -> Any:
+    """The value in the wanted shape: the Program's tensors have no batch dimension, the Relax call's may."""
+    want, have = ([int(v) for v in t.shape.values] for t in (wanted, value.ty))
+    return value if want == have else relax.op.reshape(value, want)
