@@ -9,6 +9,7 @@ from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
 
 FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
+SEAL_BYTES = 8  # at the end of the constants: by what the device knows that they are whole and where they should be
 STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures that less is used
 
 
@@ -47,11 +48,11 @@ def fixed_bytes(program: Program) -> int:
 
 
 def memory(program: Program, arena: int | None = None) -> Memory:
-    """Memory of a (placed) Program. Flash holds constants, aligned, and the initial values of trained weights."""
+    """Memory of a (placed) Program. Flash holds constants, aligned, the initial values of trained weights, the seal."""
     constants = sum(-(-t.bytes // FLASH_ALIGNMENT) * FLASH_ALIGNMENT for t in program.tensors.values()
                     if t.role is Role.CONSTANT and t.dtype == "f32")
     return Memory(
         arena=program.arena_bytes if arena is None else arena,
         trained=program.role_bytes(Role.TRAINED), state=program.role_bytes(Role.STATE),
         outputs=program.role_bytes(Role.OUTPUT), stack=STACK_BYTES,
-        flash=constants + program.role_bytes(Role.TRAINED))
+        flash=constants + program.role_bytes(Role.TRAINED) + SEAL_BYTES)

@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from safetensors.numpy import load_file
-
-from compilation.errors import ProgramFileError
-from compilation.program import Program
-from compilation.program_file import read_program
-from runtime.codegen.generate import STACK_BYTES, generate
-from runtime.errors import ReportError, RuntimeStageError
-from runtime.simulator import Measured, Simulator
-from runtime.toolchain import Build, available_builds
-from runtime.validate import RecordedRun, replay
-from runtime.verdict import Outcome, Validation
-
 EPILOG = """\
-what it does (a folder of `python -m compilation` has no recorded run: its C is emitted, built and measured)
+what it does (a folder of `python -m compilation` has no recorded run: its C is emitted, built and measured, and nothing
+is proven)
   1. builds RUN_FOLDER/c for this machine (with guard bytes around every block of memory) and for a bare Cortex-M7
   2. measures RAM, flash, stack and multiply-accumulates on a real step, and compares with program.json
   3. replays trace.safetensors: every loss and every trained weight against float64 PyTorch
@@ -32,131 +16,90 @@ what it does (a folder of `python -m compilation` has no recorded run: its C is 
   same bits
 
 examples
-  python -m runtime runs/latest                      everything, with the compiler from the ziglang package
-  python -m runtime runs/latest --compiler gcc       with a system compiler
-  python -m runtime runs/latest --builds --steps 5   bit equality of all builds over 5 steps
+  python -m runtime runs/latest                        everything, with the compiler from the ziglang package
+  python -m runtime runs/latest --compiler gcc -O2     with a system compiler
+  python -m runtime runs/latest --builds --steps 5     bit equality of all builds over 5 steps
 
-exit status: 0 proven, 1 the C run differs or misbehaves, 2 the folder or the arguments are wrong
+exit status: 0 proven (or agreed, or measured, as the last line says), 1 the C run differs or misbehaves, 2 the folder or
+the arguments are wrong, 130 stopped
 """
+LEVEL_OPTIONS = ("--optimise", "--optimize")
+
+
+def steps(text: str) -> int:
+    """A number of steps to replay."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} steps prove nothing: give 1 or more")
+    return number
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m runtime", description=__doc__, epilog=EPILOG,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+                                formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("folder", metavar="RUN_FOLDER", type=Path,
                    help="holds c/, program.json and trace.safetensors (runs/latest points at the last run)")
     p.add_argument("--compiler", default="zig", metavar="NAME", help="zig (default), gcc, clang or a path")
-    p.add_argument("--optimise", default="-O3", metavar="FLAG", choices=["-O0", "-O1", "-O2", "-O3"],
-                   help="-O0 to -O3 (default)")
+    p.add_argument("-O", *LEVEL_OPTIONS, dest="optimise", default="-O3", metavar="LEVEL",
+                   help="-O0, -O1, -O2, -O3 (default) or -Os; also -O2 by itself")
     p.add_argument("--cpu", default="native", choices=["native", "baseline"], help="instruction set of the host build")
-    p.add_argument("--steps", type=int, metavar="N", help="only the first N steps: losses only, no weights compared")
+    p.add_argument("--steps", type=steps, metavar="N", help="only the first N steps: losses only, no weights compared")
     p.add_argument("--builds", action="store_true", help="also compare all builds of this machine bit by bit")
     return p
 
 
-def load(folder: Path) -> tuple[Program, RecordedRun | None]:
-    """Program and trace of a run folder; of a folder that `python -m compilation` wrote, the C is emitted first.
-
-    Raises ReportError naming what is missing.
-    """
-    if not (folder / "program.json").is_file():
-        raise ReportError(f"{folder} is no run folder: program.json is missing (run_vit_training.py and "
-                          "python -m compilation write one)")
-    compiled = (folder / "values.safetensors").is_file()
-    for name in () if compiled else ("trace.safetensors", "c/vit_train.c"):
-        if not (folder / name).is_file():
-            raise ReportError(f"{folder} is no run folder: {name} is missing (run_vit_training.py writes one)")
-    from algorithm.training.trace import Trace  # PyTorch: only where it is needed
-    try:
-        program = read_program(folder / "program.json")
-        if compiled:
-            generate(program, load_file(folder / "values.safetensors"), folder / "c")
-        trace = folder / "trace.safetensors"
-        return program, Trace.load(trace) if trace.is_file() else None
-    except ProgramFileError as error:
-        raise ReportError(str(error)) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{folder} is damaged: {error}") from None
-
-
-def figures(program: Program, m: Measured, v: Validation | None) -> Table:
-    """Measured figures and errors."""
-    table = Table(show_header=False)
-    planned = program.arena_bytes
-    table.add_row("RAM measured", f"{m.ram_bytes:,} bytes with {STACK_BYTES:,} of stack ({m.stack_bytes:,} used)")
-    table.add_row("arena", f"{m.arena_bytes:,} bytes measured, {planned:,} planned",
-                  style=None if planned == m.arena_bytes else "red")
-    table.add_row("flash", f"{m.flash_bytes:,} bytes")
-    table.add_row("multiply-accumulates", f"{m.macs:,} a step, {m.predict_macs:,} a prediction")
-    if v is None:
-        return table
-    table.add_row("loss error", f"{v.loss_max_rel_error:.2e} (float32 PyTorch {v.loss_max_rel_error_float32:.2e})")
-    if v.tensors:
-        table.add_row("weight error", f"{v.weight_max_abs_error:.2e} (float32 PyTorch "
-                                      f"{v.weight_max_abs_error_float32:.2e}) over {len(v.tensors)} tensors")
-    return table
-
-
-def compare_builds(folder: Path, program: Program, trace: RecordedRun, steps: int, console: Console) -> bool:
-    """Runs every build that this machine has; True when all give the same bits."""
-    bits: dict[str, bytes] = {}
-    for name, build in available_builds().items():
-        start = time.perf_counter()
-        with Simulator(folder / "c", program, build) as simulator:
-            result = replay(simulator, trace, steps=steps)
-            bits[name] = result.losses.tobytes() + b"".join(w.tobytes() for w in result.final.values())
-        same = bits[name] == next(iter(bits.values()))
-        console.print(f"  {name:<18} {'same bits' if same else '[red]OTHER BITS[/]'}  "
-                      f"{time.perf_counter() - start:.1f} s")
-    return len(set(bits.values())) == 1
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options; a level may begin with a dash (`--optimise -O2`), which argparse would take for another option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in LEVEL_OPTIONS and argument.startswith("-O"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    options = parser().parse_args(joined)
+    if len(options.optimise) == 1:      # of -O2 argparse hands on the 2
+        options.optimise = f"-O{options.optimise}"
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    console = Console()
+    """Returns the exit status."""
+    options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    from runtime.errors import RefusedError, RuntimeStageError  # all imports here: --help and mistakes are answered at once
     try:
-        program, trace = load(options.folder)
-        build = Build(options.compiler, options.optimise, options.cpu)
-        start = time.perf_counter()
-        with Simulator(options.folder / "c", program, build) as simulator:
-            console.print(f"built in {time.perf_counter() - start:.1f} s")
-            if trace is None:
-                shape = simulator.interface.image.shape
-                image = np.random.default_rng(0).integers(0, 256, shape)
-                console.print(figures(program, simulator.measure(image.astype(
-                    {"u8": np.uint8, "f32": np.float32}[simulator.interface.image.dtype])), None))
-                console.print(f"C code in {options.folder / 'c'}; no recorded run here to compare with")
-                return 0
-            measured = simulator.measure(trace.images[0], int(trace.labels[0]))
-            columns = (TextColumn("replaying the trace"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            with Progress(*columns, console=console, transient=True) as bar:
-                task = bar.add_task("", total=len(trace.losses64))
-                result = replay(simulator, trace, lambda done, of: bar.update(task, completed=done, total=of),
-                                options.steps)
-        console.print(figures(program, measured, result))
-        failures = result.failures()
-        if measured.arena_bytes != program.arena_bytes:
-            failures.append(f"arena planned {program.arena_bytes} bytes, measured {measured.arena_bytes}")
-        if measured.undefined:
-            failures.append(f"the bare-metal build lacks {', '.join(sorted(measured.undefined))}")
-        if options.builds and not compare_builds(options.folder, program, trace, result.steps, console):
-            failures.append("builds give different bits")
-    except ReportError as error:
+        from runtime.toolchain import Build, check_compiler
+        try:
+            build = Build(options.compiler, options.optimise, options.cpu)
+            require_folder(options.folder)
+            check_compiler(build)
+        except RuntimeStageError as error:
+            raise RefusedError(str(error)) from None
+        from runtime.prove import prove
+        return prove(options.folder, build, options.steps, options.builds)
+    except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeStageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for failure in failures[:5]:
-        console.print(f"[red]{failure}[/]")
-    if failures:
-        console.print(f"[red]{'not proven' if result.outcome is not Outcome.DIFFERS else 'differs: not proven'}[/]")
-    elif result.outcome is Outcome.AGREES:
-        console.print(f"[green]the losses agree[/] over {result.steps} steps; the weights were not compared (leave out "
-                      "--steps for the proof)")
-    else:
-        console.print(f"[green]proven:[/] the C code computes what PyTorch computes over {result.steps} steps")
-    return 1 if failures else 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def require_folder(folder: Path) -> None:
+    """Raises RefusedError naming what a run folder has and this one has not."""
+    from runtime.errors import RefusedError
+    if not folder.is_dir():
+        raise RefusedError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: give a run folder")
+    compiled = (folder / "values.safetensors").is_file()
+    for name in ("program.json", *(() if compiled else ("trace.safetensors", "c/vit_train.c"))):
+        if not (folder / name).is_file():
+            raise RefusedError(f"{folder} is no run folder: {name} is missing (run_vit_training.py and python -m "
+                               "compilation write one)")
 
 
 if __name__ == "__main__":

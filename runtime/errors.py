@@ -7,6 +7,10 @@ class RuntimeStageError(Exception):
     """Base class: anything the runtime refuses."""
 
 
+class RefusedError(RuntimeStageError):
+    """What was asked for cannot be done: the folder or the arguments are wrong. Nothing was built."""
+
+
 class CodegenError(RuntimeStageError):
     """The Program cannot be written as C (not placed, a value is missing, an unknown operation)."""
 

@@ -43,20 +43,7 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
     """
     total = len(trace.losses64)
     wanted = total if steps is None else steps
-    if not 1 <= wanted <= total:
-        raise ValidationError(f"{wanted} steps cannot be replayed: the trace has {total}, and none prove nothing")
-    if not simulator.layout.trained:
-        raise ValidationError("the Program trains nothing: there is nothing to prove")
-    if "lr" not in trace.metadata:
-        raise ValidationError("the trace's metadata has no lr: record it with algorithm.training.record_trace")
-    momentum = float(trace.metadata.get("momentum", 0.0))
-    if momentum != simulator.program.momentum:
-        raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "
-                              f"{simulator.program.momentum:g}")
-    planned = {parameter_of(t) for t in simulator.layout.trained}
-    if odd := sorted(planned ^ set(trace.init)):
-        raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in planned else 'the trace'} alone: they "
-                              "belong to different plans")
+    require_fit(simulator.program, simulator.layout.trained, trace, steps)
     lr = float(trace.metadata["lr"])
     try:
         simulator.load_trained(trace.init)
@@ -72,6 +59,26 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
     tensors = compare(simulator.program, simulator.layout.trained, final, trace) if complete else []
     return Validation(losses, trace.losses32[:wanted], trace.losses64[:wanted], trace.witness_losses[:, :wanted], tensors,
                       complete, final)
+
+
+def require_fit(program: Program, trained: list[Tensor], trace: RecordedRun, steps: int | None = None) -> None:
+    """Raises ValidationError unless the trace is of a run of this Program and has so many steps (None: at least one)."""
+    total = len(trace.losses64)
+    wanted = total if steps is None else steps
+    if not 1 <= wanted <= total:
+        raise ValidationError(f"{wanted} steps cannot be replayed: the trace has {total}, and none prove nothing")
+    if not trained:
+        raise ValidationError("the Program trains nothing: there is nothing to prove")
+    if "lr" not in trace.metadata:
+        raise ValidationError("the trace's metadata has no lr: record it with algorithm.training.record_trace")
+    momentum = float(trace.metadata.get("momentum", 0.0))
+    if momentum != program.momentum:
+        raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "
+                              f"{program.momentum:g}")
+    planned = {parameter_of(t) for t in trained}
+    if odd := sorted(planned ^ set(trace.init)):
+        raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in planned else 'the trace'} alone: they "
+                              "belong to different plans")
 
 
 def parameter_of(tensor: Tensor) -> str:

@@ -16,10 +16,12 @@ from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
 from compilation.program import VIEW, Program, Role, Tensor
 from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
-from runtime.codegen.layout import NUMPY_DTYPE, Layout, digest, lay_out, part_of, part_value, weights_image
+from runtime.codegen.layout import MAGIC, NUMPY_DTYPE, Layout, crc, digest, lay_out, part_of, part_value, weights_image
+from runtime.codegen.place import put, require_ours
 from runtime.errors import CodegenError
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+SUPPORT = "vt_support.c"        # in every folder: what a compiler may call by itself
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 DEFINITION = re.compile(r"^(?!static)[a-z_0-9]+ \**(vt_\w+)\([^;]*?\)\s*\{", re.MULTILINE)
@@ -152,9 +154,11 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     """Writes the C folder of a placed Program.
 
     program: placed (every arena tensor has an offset). values: constants and initial trained weights by tensor name
-    or by PyTorch parameter name (whole parameters; parts are cut here). folder: replaced if it exists.
-    Raises CodegenError where a value, a kernel or a place is missing; nothing is written then.
+    or by PyTorch parameter name (whole parameters; parts are cut here). folder: replaced where it holds generated code
+    and nothing else. Raises CodegenError where a value, a kernel or a place is missing; nothing is written then.
     """
+    folder = Path(folder)
+    require_ours(folder)
     registry = REGISTRY if registry is None else registry
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
@@ -163,21 +167,18 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
-    copied = kernel_files({op.source for op in ops} | set(headers) | math, kernels)
+    copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), SUPPORT})
     image = weights_image(program, layout, values)
-    files = render(program, layout, interface, calls, emitter, copied, headers, digest(image))
+    files = render(program, layout, interface, calls, emitter, copied, headers, image)
 
-    folder = Path(folder)
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for name, text in files.items():
-        (fresh / name).write_text(text)
-    for name in copied:
-        shutil.copyfile(kernels / name, fresh / name)
-    (fresh / "weights.bin").write_bytes(image)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    def write(fresh: Path) -> None:
+        for name, text in files.items():
+            (fresh / name).write_text(text)
+        for name in copied:
+            shutil.copyfile((KERNELS if name == SUPPORT else kernels) / name, fresh / name)
+        (fresh / "weights.bin").write_bytes(image)
+
+    put(folder, write)
     return Generated(folder, layout, interface, source_files(copied, files))
 
 
@@ -186,15 +187,16 @@ def source_files(copied: list[str], files: Mapping[str, str]) -> list[str]:
 
 
 def render(program: Program, layout: Layout, interface: Interface, calls: list[CallCode], emitter: Emitter,
-           copied: list[str], op_headers: list[str], weights_digest: str) -> dict[str, str]:
-    """The generated texts by file name."""
+           copied: list[str], op_headers: list[str], image: bytes) -> dict[str, str]:
+    """The generated texts by file name. image: of weights.bin."""
     entries = trained_entries(program, layout)
     names = ["vit_train.c", "weights.S", *(["vit_tir.c"] if emitter.tir else [])]
     context: dict[str, Any] = {
         "name": program.name, "program": program, "layout": layout, "sizes": layout.sizes,
         "interface": interface, "calls": calls, "predict_calls": program.predict_calls,
         "tir": list(emitter.tir.values()),
-        "entries": entries, "stack_bytes": STACK_BYTES, "digest": weights_digest,
+        "entries": entries, "stack_bytes": STACK_BYTES,
+        "digest": digest(image), "weights_magic": MAGIC, "weights_crc": crc(image),
         "momentum": program.momentum,
         "image_place": layout.places[program.storage(interface.image.name)],
         "label_pointer": emitter.pointer(interface.label.name) if interface.label else "",

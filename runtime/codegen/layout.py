@@ -2,22 +2,25 @@
 
 RAM blocks: `arena` (offsets of the plan), `trained`, `state`, `output` (packed in Program order, no padding).
 Flash: `weights` = every constant float tensor, 16-byte aligned, then the initial trained values, packed like
-the trained block. Index lists (u16) are tables of their own, equal lists shared.
+the trained block, then the seal: a magic word and the CRC-32 of all before it. Index lists (u16) are tables of their
+own, equal lists shared.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from compilation.cost import FLASH_ALIGNMENT
+from compilation.cost import FLASH_ALIGNMENT, SEAL_BYTES
 from compilation.program import ARENA_ROLES, Program, Role, Tensor, Weight
 from runtime.errors import CodegenError
 
 RAM_BLOCKS = {Role.TRAINED: "trained", Role.STATE: "state", Role.OUTPUT: "output"}
+MAGIC = int.from_bytes(b"VTW1", "little")
 NUMPY_DTYPE = {"f32": "<f4", "i32": "<i4", "u16": "<u2", "u8": "u1"}
 
 
@@ -87,7 +90,7 @@ def lay_out(program: Program) -> Layout:
             out.constants.append(t)
     out.sizes["weights"] += -out.sizes["weights"] % FLASH_ALIGNMENT
     out.initial_offset = out.sizes["weights"]
-    out.sizes["weights"] += out.sizes["trained"]
+    out.sizes["weights"] += out.sizes["trained"] + SEAL_BYTES
     return out
 
 
@@ -131,7 +134,7 @@ def part_value(program: Program, tensor: Tensor, values: Mapping[str, np.ndarray
 
 
 def weights_image(program: Program, layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of weights.bin (little endian)."""
+    """The bytes of weights.bin (little endian), sealed."""
     image = np.zeros(layout.sizes["weights"], dtype=np.uint8)
 
     def put(tensor: Tensor, offset: int) -> None:
@@ -145,7 +148,14 @@ def weights_image(program: Program, layout: Layout, values: Mapping[str, np.ndar
         put(t, layout.places[t.name][1])
     for t in layout.trained:
         put(t, layout.initial_offset + layout.places[t.name][1])
+    seal = np.array([MAGIC, zlib.crc32(image[:-SEAL_BYTES].tobytes())], "<u4")
+    image[-SEAL_BYTES:] = np.frombuffer(seal.tobytes(), dtype=np.uint8)
     return image.tobytes()
+
+
+def crc(image: bytes) -> int:
+    """The CRC-32 in the seal of weights.bin."""
+    return int.from_bytes(image[-4:], "little")
 
 
 def digest(image: bytes) -> str:

@@ -4,6 +4,10 @@
 #include <stdint.h>
 #include <stddef.h>
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "-ffast-math changes the results and hides NaN: build without it"
+#endif
+
 /* One part of a weight matrix, row-major (n_rows, n_cols). rows/cols, when not NULL, say which rows/columns of
  * the whole matrix this part holds, ascending. n_rows == 0: the part is absent. */
 typedef struct {

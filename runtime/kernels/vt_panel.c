@@ -90,10 +90,11 @@ static void vt_at(const vt_result *o, int32_t r0, int32_t rows, int32_t l0, int3
     float tile[VT_ROWS][VT_LANES];
     float *at[VT_ROWS], *row[VT_ROWS];
     int32_t r, l;
+    for (r = 0; r < VT_ROWS; r++) at[r] = tile[r];      /* all, or gcc -O1 warns */
     for (r = 0; r < rows; r++) {
         row[r] = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy;
-        at[r] = o->li ? tile[r] : row[r] + l0;
-        if (o->li)
+        if (!o->li) at[r] = row[r] + l0;
+        else
             for (l = 0; l < lanes; l++) tile[r][l] = row[r][o->li[l0 + l] - o->lo];
     }
     vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);

@@ -1,16 +1,15 @@
 """Runs a generated C folder on this machine: feeds images, reads losses and weights, and watches its memory.
 
-Around each RAM block stand guard bytes; before each run everything in the arena except the image is poisoned, so a
-read of memory that was never written shows as a NaN. Measured figures are what the run
-touched, not what was planned.
+Around each RAM block stand guard bytes. Before each run everything is poisoned that the run must write before it reads:
+the arena except the image, the output block, the stack; before vt_init the trained weights and the optimiser state. So a
+read of memory that was never written shows as a NaN, or as a difference between two poisons (`Simulator.measure`).
+Measured figures are what the run touched, not what was planned.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +18,25 @@ from types import TracebackType
 import numpy as np
 
 from compilation.program import Program
+from runtime.codegen.check import check_folder
 from runtime.codegen.generate import STACK_BYTES, find_interface
 from runtime.codegen.layout import lay_out, part_value
 from runtime.errors import CodegenError, SimulationError
 from runtime.toolchain import Build, Firmware, build_firmware, build_shared
+from runtime.toolchain.compiler import temporary_folder
 
 HARNESS = Path(__file__).resolve().parent / "vit_harness.c"
 GUARD_BYTES = 4096
 GUARD = 0xB7
 POISONS = (0xFF, 0x7F)      # as floats a NaN and 3.4e38; a byte left alone under both was not written
 BLOCKS = ("arena", "trained", "state", "output")
+ERRORS = {                  # of vit_train.h
+    -1: "the label is out of range",
+    -2: "the learning rate is negative, infinite or NaN",
+    -3: "the constant weights are not at their address, or are damaged",
+    -4: "the logits are not finite: the training diverged (smaller learning rate?) or the step read memory that it never "
+        "wrote",
+}
 
 
 @dataclass(frozen=True)
@@ -55,32 +63,37 @@ class Measured:
 
 
 class Simulator:
-    """A built and loaded training step. Use as a context manager; `Simulator.build` makes one.
+    """A training step, built and loaded from its C folder. Use as a context manager: it holds a temporary folder.
 
-    All arrays are copies. Raises SimulationError where the C code leaves its memory or makes a NaN.
+    All arrays are copies. Raises SimulationError where the folder does not belong to the Program or its weights are
+    damaged, and where the C code leaves its memory or makes a NaN; ToolchainError where it cannot be built.
     """
 
     def __init__(self, folder: str | Path, program: Program, build: Build | None = None) -> None:
         self.folder, self.program = Path(folder), program
         try:
             self.layout, self.interface = lay_out(program), find_interface(program)
+            check_folder(self.folder, self.layout, self.interface.classes, self.interface.image.bytes)
         except CodegenError as error:
-            raise SimulationError(f"the Program does not fit the C folder: {error}") from None
-        self.room = Path(tempfile.mkdtemp(prefix="vit-simulator-"))
+            raise SimulationError(str(error)) from None
         build = build or Build()
         defines = ("VT_PROFILE", "VT_SIMULATOR", f"VT_GUARD_BYTES={GUARD_BYTES}",
                    *(["VT_HAS_TRAIN_STEP"] if self.interface.label else []))
         self.build = replace(build, defines=(*build.defines, *defines))
+        self.room = temporary_folder("vit-simulator-")
         try:
-            library = build_shared(self.folder, self.room / "vit_train.so", self.build, [HARNESS])
+            library = build_shared(self.folder, Path(self.room.name) / "vit_train.so", self.build, [HARNESS])
             self.library = ctypes.CDLL(str(library))
             self._declare()
+            self.host_stack_bytes = 0
+            self._guard()
+            self.reset()
+        except OSError as error:
+            self.close()
+            raise SimulationError(f"the built C code cannot be loaded: {error}") from None
         except BaseException:
             self.close()
             raise
-        self.host_stack_bytes = 0
-        self._guard()
-        self.reset()
 
     def _declare(self) -> None:
         lib = self.library
@@ -90,8 +103,10 @@ class Simulator:
         lib.vt_macs.restype = ctypes.c_uint64
         for scan in (lib.vt_sim_first_difference, lib.vt_sim_last_difference):
             scan.restype, scan.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint8]
-        lib.vt_sim_run.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.POINTER(ctypes.c_float),
-                                   ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint64)]
+        lib.vt_init.restype = ctypes.c_int32
+        lib.vt_sim_run.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.c_uint8,
+                                   ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_int32),
+                                   ctypes.POINTER(ctypes.c_uint64)]
         self.blocks: dict[str, tuple[int, int]] = {}
         for which, block in enumerate(BLOCKS):
             size = ctypes.c_uint32()
@@ -104,7 +119,7 @@ class Simulator:
 
     # -- life --------------------------------------------------------------------------------------
     def close(self) -> None:
-        shutil.rmtree(self.room, ignore_errors=True)
+        self.room.cleanup()
 
     def __enter__(self) -> Simulator:
         return self
@@ -113,10 +128,16 @@ class Simulator:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def reset(self) -> None:
-        """vt_init: the initial trained weights, zero optimiser state."""
-        self.library.vt_init()
+    def reset(self, poison: int = POISONS[0]) -> None:
+        """vt_init: the initial trained weights, zero optimiser state; over memory full of poison."""
+        for block in ("trained", "state"):
+            if block in self.blocks:
+                start, size = self.blocks[block]
+                ctypes.memset(start, poison, size)
+        status = int(self.library.vt_init())
         self._check_guards("vt_init")
+        if status:
+            raise SimulationError(f"vt_init refused: {ERRORS.get(status, status)}")
 
     # -- memory ------------------------------------------------------------------------------------
     def _view(self, block: str) -> np.ndarray:
@@ -138,16 +159,19 @@ class Simulator:
                 self._guard()
                 raise SimulationError(f"{what} wrote {where} of the {block} block ({size} bytes)")
 
-    def _poison(self, value: int) -> None:
-        """Everything in the arena except the image, which the caller has just written."""
+    def _poison(self, poison: int) -> None:
+        """The output block, and everything in the arena except the image, which the caller has just written."""
+        if "output" in self.blocks:
+            start, size = self.blocks["output"]
+            ctypes.memset(start, poison, size)
         start, size = self.blocks["arena"]
         block, offset = self.layout.places[self.program.storage(self.interface.image.name)]
         image = self.interface.image.bytes
         if block != "arena":
-            ctypes.memset(start, value, size)
+            ctypes.memset(start, poison, size)
             return
-        ctypes.memset(start, value, offset)
-        ctypes.memset(start + offset + image, value, size - offset - image)
+        ctypes.memset(start, poison, offset)
+        ctypes.memset(start + offset + image, poison, size - offset - image)
 
     def write_image(self, image: np.ndarray) -> None:
         """image: uint8 (H, W, C) (or as many values of the Program's input type)."""
@@ -160,11 +184,12 @@ class Simulator:
 
     # -- runs --------------------------------------------------------------------------------------
     def _run(self, predict: bool, image: np.ndarray, label: int, lr: float, poison: int) -> tuple[float, int]:
+        """What vt_train_step and vt_predict return (of the one that is called)."""
         self.write_image(image)
         self._poison(poison)
         loss, result, stack = ctypes.c_float(), ctypes.c_int32(), ctypes.c_uint64()
-        error = self.library.vt_sim_run(int(predict), label, lr, ctypes.byref(loss), ctypes.byref(result),
-                                        ctypes.byref(stack))
+        error = self.library.vt_sim_run(int(predict), label, lr, poison, ctypes.byref(loss),
+                                        ctypes.byref(result), ctypes.byref(stack))
         if error:
             raise SimulationError(f"no thread for the simulated core (system error {error})")
         self.host_stack_bytes = max(self.host_stack_bytes, int(stack.value))
@@ -172,20 +197,28 @@ class Simulator:
         return float(loss.value), int(result.value)
 
     def train_step(self, image: np.ndarray, label: int, lr: float, poison: int = POISONS[0]) -> float:
-        """One step; returns the loss. Raises SimulationError for a label out of range or a loss that is not finite."""
+        """One step; returns the loss. Raises SimulationError for a label or a learning rate out of range, and for logits or
+        a loss that are not finite."""
         if self.interface.label is None:
             raise SimulationError("the Program only predicts: it has no label input")
         if not 0 <= int(label) < self.interface.classes:
             raise SimulationError(f"label {label} is out of range: legal are 0..{self.interface.classes - 1}")
+        if not 0 <= lr <= float(np.finfo(np.float32).max):
+            raise SimulationError(f"learning rate {lr} is out of range: legal are finite float32 numbers from 0")
         loss, _ = self._run(False, image, int(label), lr, poison)
         if not math.isfinite(loss):
             raise SimulationError(f"the loss is {loss}: the training diverged (smaller learning rate?) or the step "
                                   "read memory that it never wrote")
+        if loss < 0:
+            raise SimulationError(ERRORS.get(int(loss), f"the loss is {loss}"))
         return loss
 
-    def predict(self, image: np.ndarray) -> int:
-        """The class with the largest logit."""
-        return self._run(True, image, 0, 0.0, POISONS[0])[1]
+    def predict(self, image: np.ndarray, poison: int = POISONS[0]) -> int:
+        """The class with the largest logit. Raises SimulationError for logits that are not finite."""
+        _, best = self._run(True, image, 0, 0.0, poison)
+        if best < 0:
+            raise SimulationError(ERRORS.get(best, f"the class is {best}"))
+        return best
 
     @property
     def logits(self) -> np.ndarray:
@@ -229,21 +262,21 @@ class Simulator:
         trains = self.interface.label is not None
         self.host_stack_bytes = 0
         for poison in POISONS:
-            self.reset()
+            self.reset(poison)
             if trains:
                 losses.append(self.train_step(image, label, lr, poison))
             else:
-                self._run(True, image, 0, 0.0, poison)
+                losses.append(self.predict(image, poison))
             macs = self.macs
             start, size = self.blocks["arena"]
             touched.append(int(self.library.vt_sim_last_difference(start, size, poison)) + 1)
             images.append({b: self._view(b).tobytes() for b in self.blocks if b != "arena"})
         if images[0] != images[1] or len(set(losses)) > 1:
             different = [b for b in images[0] if images[0][b] != images[1][b]] or ["loss"]
-            raise SimulationError(f"the step's {', '.join(different)} depends on what the arena held before: "
-                                  "a kernel reads memory that was never written")
+            raise SimulationError(f"the step's {', '.join(different)} depends on what memory held before: "
+                                  "a kernel reads, or leaves, memory that was never written")
         self.reset()
-        self._run(True, image, 0, 0.0, POISONS[0])
+        self.predict(image)
         predict_macs = self.macs
         self.reset()
         # the image is written by the caller, so its bytes count as touched whatever they are

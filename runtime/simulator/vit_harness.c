@@ -10,7 +10,6 @@
 #include "vit_train.h"
 
 #define STACK_BYTES (1024u * 1024u)
-#define PAINT 0xC3u
 #define MARGIN 192u             /* below the thread function's own frame, left unpainted */
 
 typedef struct {
@@ -18,9 +17,11 @@ typedef struct {
     int32_t predict, label, result;
     float lr, loss;
     uint64_t used;
+    uint8_t paint;
 } job;
 
-int32_t vt_sim_run(int32_t predict, int32_t label, float lr, float *loss, int32_t *result, uint64_t *stack_used);
+int32_t vt_sim_run(int32_t predict, int32_t label, float lr, uint8_t paint, float *loss, int32_t *result,
+                   uint64_t *stack_used);
 int64_t vt_sim_first_difference(const uint8_t *p, uint64_t n, uint8_t value);
 int64_t vt_sim_last_difference(const uint8_t *p, uint64_t n, uint8_t value);
 
@@ -29,20 +30,21 @@ static void *run(void *argument) {
     uint8_t marker;
     uint8_t *top = (uint8_t *)((uintptr_t)&marker - MARGIN);
     volatile uint8_t *paint = j->stack;
-    while (paint < top) *paint++ = PAINT;
+    while (paint < top) *paint++ = j->paint;
     if (j->predict) j->result = vt_predict();
 #ifdef VT_HAS_TRAIN_STEP
     else j->loss = vt_train_step(j->label, j->lr);
 #endif
     const uint8_t *low = j->stack;
-    while (low < top && *low == PAINT) low++;
+    while (low < top && *low == j->paint) low++;
     j->used = (uint64_t)((uintptr_t)&marker - (uintptr_t)low);
     return NULL;
 }
 
-/* One step or prediction. Returns 0, or the system's error number when no thread could be made. */
-int32_t vt_sim_run(int32_t predict, int32_t label, float lr, float *loss, int32_t *result, uint64_t *stack_used) {
-    job j = {NULL, predict, label, 0, lr, 0.0f, 0};
+/* One step or prediction on a stack full of `paint`. Returns 0, or the system's error number when no thread could be made. */
+int32_t vt_sim_run(int32_t predict, int32_t label, float lr, uint8_t paint, float *loss, int32_t *result,
+                   uint64_t *stack_used) {
+    job j = {NULL, predict, label, 0, lr, 0.0f, 0, paint};
     void *stack = NULL;
     pthread_attr_t attributes;
     pthread_t thread;

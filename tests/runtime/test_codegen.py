@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compilation.cost import memory
 from compilation.program import Call, Program, Role, Tensor
 from runtime.codegen import Generated
 from runtime.codegen.emit import c_float
@@ -25,8 +29,8 @@ def test_generated_text_is_golden(toy_folder: Path, golden: Callable[[str, str],
 
 def test_only_what_is_needed_is_copied(toy_folder: Path) -> None:
     assert sorted(p.name for p in toy_folder.iterdir()) == [
-        "CMakeLists.txt", "Makefile", "toy.c", "toy.h", "vit_train.c", "vit_train.h", "vt_kernels.h", "weights.S",
-        "weights.bin"]
+        "CMakeLists.txt", "Makefile", "toy.c", "toy.h", "vit_train.c", "vit_train.h", "vt_kernels.h",
+        "vt_support.c", "weights.S", "weights.bin"]
 
 
 @pytest.mark.parametrize("axis", ["cols", "rows", None])
@@ -38,7 +42,9 @@ def test_weights_file_holds_the_parts_and_the_initial_values(write_toy: Write, a
     frozen, trained = toy.part(program, whole, rest=True).ravel(), toy.part(program, whole).ravel()
     start = generated.layout.initial_offset // 4
     np.testing.assert_array_equal(words[:frozen.size], frozen)
-    np.testing.assert_array_equal(words[start:], np.concatenate([trained, bias]))
+    np.testing.assert_array_equal(words[start:-2], np.concatenate([trained, bias]))
+    data = (generated.folder / "weights.bin").read_bytes()
+    assert data[-8:-4] == b"VTW1" and int.from_bytes(data[-4:], "little") == zlib.crc32(data[:-8])
     assert generated.layout.initial_offset % 16 == 0
 
 
@@ -48,7 +54,8 @@ def test_figures_follow_from_the_program(write_toy: Write) -> None:
     trained, outputs = 4 * (8 + 4), 4 * 5
     assert program.arena_bytes == 52
     assert generated.ram_bytes == 52 + trained + trained + outputs + 4096
-    assert generated.constant_bytes == 4 * 16 + trained + 2 * 6
+    assert generated.constant_bytes == 4 * 16 + trained + 8 + 2 * 6
+    assert memory(program).flash == (generated.folder / "weights.bin").stat().st_size == generated.constant_bytes - 2 * 6
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e-7, 3.4e38, 1 / 3, 1e10])
@@ -95,6 +102,67 @@ def test_refuses_an_update_of_a_frozen_weight(tmp_path: Path) -> None:
     program = toy.program("cols")
     program.weights["fc.weight"] = replace(program.weights["fc.weight"], trained=None)
     refuse(program, tmp_path, "call 2", "fc.weight", "no trained part")
+
+
+def test_generated_code_is_replaced_with_what_make_left_in_it(tmp_path: Path) -> None:
+    for value in (0.5, 0.25):
+        generated = toy.write(toy.program(momentum=value), tmp_path / "c", tmp_path / "kernels")
+        (generated.folder / "toy.o").touch()
+        (generated.folder / "libvit_train.a").touch()
+    generated = toy.write(toy.program(momentum=0.75), tmp_path / "c", tmp_path / "kernels")
+    assert "#define VT_MOMENTUM 0.75f" in (generated.folder / "vit_train.c").read_text()
+    assert not (generated.folder / "toy.o").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "kernels"]
+
+
+@pytest.mark.parametrize("what", ["a file", "a thesis", "a file beside the code", "a folder beside the code", "a dead link"])
+def test_what_was_not_generated_is_never_replaced(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "c"
+    if what == "a file":
+        folder.write_text("mine")
+    elif what == "a dead link":
+        folder.symlink_to(tmp_path / "nowhere")
+    elif what == "a thesis":
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("mine")
+    else:
+        toy.write(toy.program(), folder, tmp_path / "kernels")
+        if what == "a file beside the code":
+            (folder / "main.c").write_text("mine")
+        else:
+            (folder / "toy.o").mkdir()      # the name of an object, but not one
+
+    def state() -> list[tuple[str, bytes]]:
+        return [(str(p), p.read_bytes() if p.is_file() else b"") for p in sorted(tmp_path.rglob("*"))]
+
+    before = state()
+    with pytest.raises(CodegenError, match=re.escape(str(folder)) + r" .*not replaced"):
+        toy.write(toy.program(momentum=0.5), folder, tmp_path / "kernels")
+    kernels = tmp_path / "kernels"
+    assert [s for s in state() if not s[0].startswith(str(kernels))] == \
+        [s for s in before if not s[0].startswith(str(kernels))]
+
+
+def test_an_interrupted_generation_leaves_the_old_code_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                        ) -> None:
+    folder = toy.write(toy.program(), tmp_path / "c", tmp_path / "kernels").folder
+    before = (folder / "vit_train.c").read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_bytes", stop)
+        toy.write(toy.program(momentum=0.5), folder, tmp_path / "kernels")
+    with monkeypatch.context() as patch, pytest.raises(CodegenError, match="No space left"):
+        patch.setattr(Path, "write_bytes", full_disk)
+        toy.write(toy.program(momentum=0.5), folder, tmp_path / "kernels")
+    assert (folder / "vit_train.c").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "kernels"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_tir_functions_are_emitted_once_and_called(write_toy: Write, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_charts_survive_what_runs_produce() -> None:
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of the toy, whose operations are not in the registry: its Program is read without the verifier."""
     program, trace = toy.program("cols", 0.5), record()
-    monkeypatch.setattr("runtime.__main__.read_program", lambda path: program)
+    monkeypatch.setattr("runtime.prove.read_program", lambda path: program)
     toy.write(program, tmp_path / "run/c", tmp_path / "kernels")
     (tmp_path / "run/program.json").write_text(program.to_json())
     fields = {**vars(trace), "labels": trace.labels.astype(np.int64), "metadata": {**trace.metadata, "format": FORMAT}}

@@ -11,7 +11,7 @@ from compilation.program import Call, Program
 from runtime.codegen import Generated
 from runtime.errors import SimulationError
 from runtime.simulator import Simulator
-from runtime.toolchain import available_builds, build_firmware
+from runtime.toolchain import Build, available_builds, build_firmware
 from tests.runtime import toy
 
 Write = Callable[[Program], Generated]
@@ -81,19 +81,123 @@ def test_bad_calls_are_refused(toy_simulator: Simulator) -> None:
         toy_simulator.train_step(image.astype(np.float64), 0, 0.1)
 
 
-def test_the_c_code_itself_refuses_a_label_out_of_range(toy_simulator: Simulator) -> None:
-    before = toy_simulator.trained()
-    for label in (-1, toy.O):
-        loss, _ = toy_simulator._run(False, data(1)[0][0], label, 0.1, 0xFF)
-        assert loss == -1.0
-    for name, value in toy_simulator.trained().items():
-        np.testing.assert_array_equal(value, before[name])
+    for rate in (-0.1, float("nan"), float("inf"), 1e39):
+        with pytest.raises(SimulationError, match=r"learning rate .* is out of range"):
+            toy_simulator.train_step(image, 0, rate)
+
+
+def kept(simulator: Simulator) -> dict[str, bytes]:
+    """What outlives a step."""
+    return {block: simulator._view(block).tobytes() for block in ("trained", "state")}
+
+
+@pytest.mark.parametrize(("label", "rate", "code"), [
+    (-1, 0.1, -1), (toy.O, 0.1, -1), (2**31 - 1, 0.1, -1), (0, np.nan, -2), (0, np.inf, -2), (0, -np.inf, -2), (0, -0.1, -2),
+    (0, -1e-45, -2), (-1, np.nan, -1)])
+def test_the_c_code_itself_refuses_bad_arguments_and_changes_nothing(toy_simulator: Simulator, label: int, rate: float,
+                                                                     code: int) -> None:
+    image = data(1)[0][0]
+    toy_simulator.reset()
+    toy_simulator.train_step(image, 1, 0.1)
+    before = kept(toy_simulator)
+    loss, _ = toy_simulator._run(False, image, label, rate, 0x7F)
+    assert loss == code
+    assert kept(toy_simulator) == before
+    assert set(toy_simulator._view("output").tobytes()) == {0x7F}, "loss or logits were written"
+    assert toy_simulator._view("arena")[:toy.K].tobytes() == image.tobytes(), "the image was overwritten"
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.0, 1e-45, 1.0])
+def test_every_legal_learning_rate_is_taken(toy_simulator: Simulator, rate: float) -> None:
+    toy_simulator.reset()
+    before = toy_simulator.trained()["fc.bias"]
+    assert toy_simulator.train_step(data(1)[0][0], 0, rate) > 0
+    assert np.isfinite(toy_simulator.trained()["fc.bias"]).all()
+    assert (toy_simulator.trained()["fc.bias"] == before).all() == (rate < 1e-30)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_told_and_stay(toy_simulator: Simulator, value: float) -> None:
+    image = data(1)[0][0]
+    toy_simulator.load_trained({**toy.values(), "fc.bias": np.array([0, 0, value, 0], np.float32)})
+    before = kept(toy_simulator)
+    assert toy_simulator._run(False, image, 0, 0.1, 0xFF)[0] == -4
+    assert toy_simulator._run(True, image, 0, 0.1, 0xFF)[1] == -4
+    assert kept(toy_simulator) == before
+    with pytest.raises(SimulationError, match="logits are not finite"):
+        toy_simulator.predict(image)
+    toy_simulator.reset()
+    assert toy_simulator.predict(image) >= 0
+
+
+def test_constants_at_a_wrong_address_or_damaged_are_refused(write_toy: Write) -> None:
+    """The constants stand in memory of ours, as in external flash; what happens to them there is always told."""
+    program = toy.program("cols", 0.5)
+    folder = write_toy(program).folder
+    whole = np.fromfile(folder / "weights.bin", np.uint8)
+    memory = np.zeros(whole.size + 64, np.uint8)
+    start = -memory.ctypes.data % 16
+    flash = memory[start:start + whole.size]
+    flash[:] = whole
+    image = data(1)[0][0]
+    with Simulator(folder, program, Build(defines=(f"VT_WEIGHTS_ADDRESS={flash.ctypes.data:#x}ul",))) as simulator:
+        loss = simulator.train_step(image, 0, 0.1)
+        after = kept(simulator)
+        memory[start + 16:start + 16 + whole.size] = whole      # everything 16 bytes further on
+        memory[start:start + 16] = 0xFF
+        check_refused(simulator, image, after, every_call=True)
+        for bit in range(0, 8 * whole.size, 5):                 # every byte, and each of its bits in turn
+            flash[:] = whole
+            flash[bit // 8] ^= 1 << bit % 8
+            check_refused(simulator, image, after, every_call=bit // 8 >= whole.size - 8)
+        flash[:] = whole
+        flash[whole.size // 2:] = 0xFF                          # flashing was cut short
+        check_refused(simulator, image, after, every_call=True)
+        flash[:] = whole
+        simulator.reset()
+        assert simulator.train_step(image, 0, 0.1) == loss
+
+
+def check_refused(simulator: Simulator, image: np.ndarray, before: dict[str, bytes], every_call: bool) -> None:
+    """vt_init refuses and changes nothing; so does every step where the end of the constants is not in its place."""
+    assert simulator.library.vt_init() == -3
+    if every_call:
+        assert simulator._run(False, image, 0, 0.1, 0xFF)[0] == -3
+        assert simulator._run(True, image, 0, 0.1, 0xFF)[1] == -3
+    assert kept(simulator) == before
+
+
+@pytest.mark.parametrize(("damage", "text"), [
+    ("cut", r"weights\.bin is truncated: 60 bytes of 120"), ("empty", r"weights\.bin is truncated: 0 bytes of 120"),
+    ("longer", r"weights\.bin is damaged: 121 bytes of 120"),
+    ("edited", r"weights\.bin is damaged: its sha256 is [0-9a-f]{12}"),
+    ("gone", r"weights\.bin is missing"), ("no header", r"vit_train\.h is missing"), ("no text", "cannot be read")])
+def test_a_damaged_folder_is_told_before_anything_is_built(write_toy: Write, damage: str, text: str,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    program = toy.program()
+    folder = write_toy(program).folder
+    weights = folder / "weights.bin"
+    whole = weights.read_bytes()
+    if damage == "gone":
+        weights.unlink()
+    elif damage == "no header":
+        (folder / "vit_train.h").unlink()
+    elif damage == "no text":
+        (folder / "vit_train.h").write_bytes(b"\xff\xfe\x00")
+    else:
+        weights.write_bytes({"cut": whole[:60], "empty": b"", "longer": whole + b"\0", "edited": b"\1" + whole[1:]}[damage])
+    monkeypatch.setattr("runtime.simulator.simulator.build_shared", lambda *_: pytest.fail("something was built"))
+    with pytest.raises(SimulationError, match=text):
+        Simulator(folder, program)
 
 
 @pytest.mark.parametrize(("fault", "what"), [
     (1, "wrote .* bytes past the end of the output block"),
-    (2, "the loss is nan|memory that was never written"),
-    (3, "the loss is nan"),
+    (2, "logits are not finite.*memory that it never wrote|memory that was never written"),
+    (3, "logits are not finite"),
+    (4, "logits are not finite.*memory that it never wrote|memory that was never written"),
+    (5, "logits are not finite.*memory that it never wrote|memory that was never written"),
+    (6, "wrote .* bytes before the start of the output block"),
 ])
 def test_misdeeds_are_caught(write_toy: Write, fault: int, what: str) -> None:
     program = toy.program(fault=fault)

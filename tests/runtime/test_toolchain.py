@@ -13,7 +13,8 @@ import pytest
 from runtime.codegen.generate import KERNELS, STACK_BYTES
 from runtime.errors import ToolchainError
 from runtime.toolchain import CORTEX_M7, Build, Elf, build_shared, undefined_symbols
-from runtime.toolchain.build import EXACT, WARNINGS, ZIG_ONLY, compile_objects, compiler_command, environment
+from runtime.toolchain.build import compile_objects
+from runtime.toolchain.compiler import EXACT, WARNINGS, ZIG_ONLY, compiler_command, environment
 from runtime.toolchain.stack import deepest, read_frames
 
 

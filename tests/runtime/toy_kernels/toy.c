@@ -10,6 +10,14 @@ static float element(const vt_part *p, int32_t row, int32_t col, int32_t *found)
     return 0.0f;
 }
 
+/* A sum of what the stack happens to hold. */
+static __attribute__((noinline)) float left_behind(void) {
+    float old[256], sum = 0.0f;
+    __asm__ volatile("" : "=m"(old));           /* as if it had been written */
+    for (int32_t i = 0; i < 256; i++) sum += old[i];
+    return sum;
+}
+
 /* y = gain * W image + b */
 void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s) {
     float *sum = (float *)a->scratch;
@@ -22,10 +30,12 @@ void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s) {
             *sum = __builtin_fmaf(w, a->gain * (float)a->image[k], *sum);
             VT_COUNT(s, 1);
         }
-        a->y[o] = *sum + (a->b ? a->b[o] : 0.0f);
+        if (a->fault != 5 || o) a->y[o] = *sum + (a->b ? a->b[o] : 0.0f);
     }
     if (a->fault == 1) a->y[a->w.rows + 10] = 1.0f;
     if (a->fault == 3) a->y[0] = __builtin_nanf("");
+    if (a->fault == 4) a->y[0] += left_behind();
+    if (a->fault == 6) a->y[-3] = 1.0f;
 }
 
 static void put(const vt_sink *sink, int32_t i, float g, const vt_step *s) {

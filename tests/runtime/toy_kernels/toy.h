@@ -10,7 +10,8 @@ typedef struct {
     float *y;               /* (O) */
     void *scratch;          /* 4 bytes: the sum */
     float gain;
-    int32_t fault;          /* 0 none, 1 writes past y, 2 reads scratch before writing it, 3 NaN */
+    int32_t fault;          /* 0 none, 1 writes past y, 2 reads scratch before writing it, 3 NaN, 4 reads
+                               stack before writing it, 5 leaves a result unwritten, 6 writes before the results */
 } vt_toy_dense_args;
 void vt_toy_dense(const vt_toy_dense_args *a, const vt_step *s);
 
