@@ -74,13 +74,13 @@ def preflight(config: RunConfig) -> None:
     """Refuse before any work what the configuration and this machine already show to be impossible."""
     from algorithm.preflight import preflight as preflight_algorithm
     from compilation.cost import STACK_BYTES
-    from runtime.toolchain.build import compiler_command
+    from runtime.toolchain import check_compiler
     preflight_algorithm(config)
-    compiler_command(config.compile.compiler)
     least = STACK_BYTES + 3 * config.model.img_size ** 2
     if config.budget.bytes < least:
         raise BudgetError(f"the stack reserve and one image alone need at least {least:,} bytes of RAM, the budget is "
                           f"{config.budget.bytes:,}: raise it, or lower model.img_size", least, "the input image")
+    check_compiler(build_of(config))
 
 
 def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
@@ -132,7 +132,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         with journal.stage("fine-tuning"):
             losses = train_model(model, plan, train, config, folder, journal, proof.check)
         with journal.stage("accuracy after"):
-            after = measure_accuracy(model, test, config, "after", journal)
+            after = measure_accuracy(model, test, config, "after", journal, proof.check)
         journal.say(f"accuracy after {after:.1%}")
         save_model(model, folder.file("checkpoint.safetensors"), plan=plan.to_dict(), accuracy=after)
         measured, validation, points = proof.result()
@@ -185,12 +185,17 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
     raise compiler.refusal(asked.plan.describe(), schedule, found.budget, fits)
 
 
-def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal) -> float:
-    """Top-1 on held-out images, with progress."""
+def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal,
+                     check: GoOn | None = None) -> float:
+    """Top-1 on held-out images, with progress. check: called after every batch; ends the evaluation by raising."""
     from algorithm import evaluate
     from algorithm.training.progress import progress
     with progress(f"evaluating {when}", len(data), journal.console) as bar:
-        return evaluate(model, data, config.train.eval_batch, bar).accuracy
+        def on_batch(done: int) -> None:
+            bar.done(done)
+            if check:
+                check()
+        return evaluate(model, data, config.train.eval_batch, on_batch).accuracy
 
 
 def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunConfig, folder: RunFolder,

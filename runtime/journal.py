@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-def one_line(text: object) -> str:
+def plain_line(text: object) -> str:
     """Text of any origin as one printable line: what is not printable (escapes of a terminal, too) is written out."""
     lines = (" ".join(line.split()) for line in str(text).splitlines())
     joined = "; ".join(line for line in lines if line)
@@ -36,7 +36,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Markup in the text is text."""
         passed = Text(f"{time.perf_counter() - self.start:6.1f} s", style="dim")
-        self.console.print(passed, Text(" " + one_line(text)), soft_wrap=True)
+        self.console.print(passed, Text(" " + plain_line(text)), soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, text: str = "") -> Iterator[None]:
@@ -64,4 +64,4 @@ class Journal:
 
 def refuse(error: object, what: str = "error") -> None:
     """An error's one line on the standard error output."""
-    print(f"{what}: {one_line(error)}", file=sys.stderr)
+    print(f"{what}: {plain_line(error)}", file=sys.stderr)

@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from runtime.journal import Journal, one_line, refuse
+from runtime.journal import Journal, plain_line, refuse
 
 
 def journal() -> tuple[Journal, io.StringIO]:
@@ -20,7 +20,7 @@ def journal() -> tuple[Journal, io.StringIO]:
     ("a b", "a b"), ("a\nb\n\n  c", "a; b; c"), ("[red]a[/]", "[red]a[/]"), ("\x1b[31ma", "\\x1b[31ma"),
     ("tab\there", "tab here"), ("\udcff", "\\udcff"), ("\u00e9", "\u00e9"), ("\u202e", "\\u202e"), (ValueError("x"), "x")])
 def test_text_of_any_origin_becomes_one_printable_line(text: object, line: str) -> None:
-    assert one_line(text) == line and line.isprintable()
+    assert plain_line(text) == line and line.isprintable()
 
 
 def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
