@@ -1,0 +1,73 @@
+"""The witness of the capture: the module itself, run by PyTorch, against the captured graph.
+
+torch.export leaves out what is not arithmetic: a custom backward, a hook on a gradient, `inference_mode`. So every
+captured graph is run once beside the module, on random numbers, and must give the same values and the same gradient
+of every parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compilation.errors import CaptureError
+
+TOLERANCE = 1e-3        # of the largest element: float32 noise is 1e-6 to 1e-5, a gradient that is not there is 1
+
+
+def check_capture(model: nn.Module, exported: Any, shape: tuple[int, ...]) -> None:
+    """Compare `exported` (a prepared torch.export program) with `model` on one random input of `shape`.
+
+    Raises CaptureError naming what differs: the values, or the gradient of a parameter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    parameters = {n: p.detach().clone().requires_grad_(p.is_floating_point()) for n, p in model.named_parameters()}
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    try:
+        wanted = torch.func.functional_call(model, ({**parameters, **buffers},), (x,))
+        direction = torch.randn(wanted.shape, generator=generator)
+        gradients = _gradients(wanted, direction, parameters)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise CaptureError(f"PyTorch itself cannot train the model: {first}") from error
+    found, = exported.graph_module(*_arguments(exported, {**parameters, **buffers}, x))
+    if not _close(found, wanted):
+        raise CaptureError("the graph that torch.export captures computes something else than the model: what it does "
+                           "depends on something that is not in the graph (global state, a random number, a mode)")
+    captured = _gradients(found, direction, parameters)
+    for name, gradient in gradients.items():
+        if not _close(captured[name], gradient):
+            raise CaptureError(f"the gradient of {name} that the captured graph has is not the model's own: a custom "
+                               "autograd.Function, a hook, a write under no_grad or inference_mode changes it where "
+                               "torch.export does not look; write it with detach(), no_grad() or ordinary operations")
+
+
+def _gradients(y: torch.Tensor, direction: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    names = [n for n, p in parameters.items() if p.requires_grad]
+    if not y.requires_grad or not names:
+        return {n: None for n in names}
+    found = torch.autograd.grad((y * direction).sum(), [parameters[n] for n in names], allow_unused=True)
+    return dict(zip(names, found, strict=True))
+
+
+def _arguments(exported: Any, state: Mapping[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    values = []
+    for spec in exported.graph_signature.input_specs:
+        if spec.target is None:
+            values.append(x)
+        else:
+            values.append(state[spec.target] if spec.target in state else exported.constants[spec.target])
+    return values
+
+
+def _close(found: torch.Tensor | None, wanted: torch.Tensor | None) -> bool:
+    """Equal to TOLERANCE of the largest element; no gradient at all is a gradient of zeros."""
+    if found is None or wanted is None:
+        rest = wanted if found is None else found
+        return rest is None or not bool(rest.any())
+    limit = TOLERANCE * float(wanted.detach().nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0.0, atol=limit, equal_nan=True)
