@@ -18,7 +18,7 @@ from compilation.memory.validate import check_program_memory
 from compilation.passes.training import Selection, parameter_values
 from compilation.program import Program
 from compilation.scheduling import Planner, Schedule, binding
-from compilation.tvm_adapter import import_model
+from compilation.tvm_adapter import import_model, importable
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Compiler:
     """Compiles one model; captured once, then planned for any number of update plans and budgets."""
 
     def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit") -> None:
-        self.exported: Exported = capture(model, spec)
+        self.exported: Exported = capture(model, spec, importable())
         self.forward = import_model(self.exported, name)
         self.shapes = {n: v.shape for n, v in self.exported.parameters.items()}
         self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())

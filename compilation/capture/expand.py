@@ -8,6 +8,7 @@ module. An operation without an expansion that the importer does not know either
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,6 +22,8 @@ aten = torch.ops.aten
 NOT_SEEN = -1e30            # added to the score of a masked key: exp gives exactly 0
 Expansion = Callable[..., Any]
 EXPANSIONS: dict[str, Expansion] = {}
+# What the importer knows as operations that have no gradient there: PyTorch's own decomposition instead.
+DECOMPOSED = {"stack", "outer", "pixel_shuffle", "pixel_unshuffle", "einsum", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def expand(exported: Any, importable: Collection[str]) -> None:
@@ -35,9 +38,10 @@ def expand(exported: Any, importable: Collection[str]) -> None:
         node = work.pop()
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        expansion = EXPANSIONS.get(operation(node).removeprefix("aten::"))
-        made = _spell_out(graph, node, expansion) if expansion else []
-        if not made and importable and node.target.__name__ not in importable and node.target.namespace == "aten":
+        name = operation(node).removeprefix("aten::")
+        made = _spell_out(graph, node, EXPANSIONS[name]) if name in EXPANSIONS else []
+        foreign = bool(importable) and node.target.__name__ not in importable
+        if not made and (foreign or name in DECOMPOSED) and node.target.namespace == "aten":
             made = _decompose(graph, node)
         work += made
     graph.eliminate_dead_code()
@@ -81,45 +85,47 @@ def _spell_out(graph: fx.Graph, node: fx.Node, expansion: Expansion) -> list[fx.
 
 
 def _decompose(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
-    """PyTorch's own decomposition of an operation, if it has one."""
+    """PyTorch's own decomposition of an operation into plain ones, if it has one that applies."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    table = torch._decomp.core_aten_decompositions()
-    rule = table.get(target) or (target.decompose if target.has_kernel_for_dispatch_key(
+    rule = torch._decomp.decomposition_table.get(target) or (target.decompose if target.has_kernel_for_dispatch_key(
         torch._C.DispatchKey.CompositeImplicitAutograd) else None)
+    inputs = list(node.all_input_nodes)
     if rule is None:
         return []
-    inputs = list(node.all_input_nodes)
 
     def call(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
         return rule(*args, **kwargs)
 
-    fakes = [n.meta["val"] for n in inputs]
     try:
-        body = make_fx(call, tracing_mode="real")(*fakes).graph
+        body = make_fx(call)(*(n.meta["val"] for n in inputs)).graph
     except Exception:  # a decomposition that does not apply to these arguments: the importer names the operation
         return []
-    values: dict[fx.Node, Any] = dict(zip([n for n in body.nodes if n.op == "placeholder"], inputs, strict=True))
-    if any(n.op == "get_attr" for n in body.nodes):
+    if not all(n.op in ("placeholder", "output") or _plain(n.target) for n in body.nodes):
         return []
+    values: dict[fx.Node, Any] = dict(zip([n for n in body.nodes if n.op == "placeholder"], inputs, strict=True))
     tracer = _Tracer(graph, node)
-    result: Any = None
     with graph.inserting_before(node):
         for n in body.nodes:
             if n.op == "call_function":
                 values[n] = graph.node_copy(n, values.__getitem__)
                 tracer.annotate(values[n])
-            elif n.op == "output":
-                result = fx.map_arg(n.args[0], values.__getitem__)
-    if not isinstance(result, fx.Node):
-        for made in reversed(tracer.made):
-            graph.erase_node(made)
-        return []
-    node.replace_all_uses_with(result)
+    result = fx.map_arg(next(n for n in body.nodes if n.op == "output").args[0], values.__getitem__)
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    for user in list(node.users):            # several results: each is picked by its number
+        user.replace_all_uses_with(result[user.args[1]])
+        graph.erase_node(user)
     graph.erase_node(node)
     return [n for n in tracer.made if n.target is not target]
+
+
+def _plain(target: Any) -> bool:
+    """Something that makes a value of values: no write, none of the primitives that PyTorch cannot differentiate."""
+    return target is operator.getitem or (isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
+                                          and not target._schema.is_mutable)
 
 
 def _shape(x: fx.Proxy) -> list[int]:
@@ -137,7 +143,7 @@ def _expansion(name: str) -> Callable[[Expansion], Expansion]:
 def _choose(condition: Any, yes: Any, no: Any) -> Any:
     """where(); numbers become constants of the other branch's shape."""
     like = next(v for v in (yes, no) if isinstance(v, fx.Proxy))
-    full = [v if isinstance(v, fx.Proxy) else aten.full.default(_shape(like), float(v)) for v in (yes, no)]
+    full = [v if isinstance(v, fx.Proxy) else aten.full_like.default(like, float(v)) for v in (yes, no)]
     return aten.where.self(condition, *full)
 
 
@@ -290,6 +296,22 @@ def _std(**arguments: Any) -> Any:
     return aten.sqrt.default(_var(**arguments))
 
 
+@_expansion("linalg_vector_norm")
+def _vector_norm(input: Any, ord: Any = 2, dim: Any = None, keepdim: Any = False, dtype: Any = None) -> Any:
+    if ord != 2 or dtype is not None:
+        return None
+    axes = list(range(len(_shape(input)))) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    return aten.sqrt.default(aten.sum.dim_IntList(aten.mul.Tensor(input, input), axes, bool(keepdim)))
+
+
+@_expansion("logsumexp")
+def _logsumexp(input: Any, dim: Any, keepdim: Any = False) -> Any:
+    """x - log_softmax(x) is the same number all along the axis."""
+    if len(dim) != 1:
+        return None
+    return aten.mean.dim(aten.sub.Tensor(input, aten.log_softmax.int(input, dim[0])), list(dim), bool(keepdim))
+
+
 @_expansion("addcmul")
 def _addcmul(input: Any, tensor1: Any, tensor2: Any, value: Any = 1) -> Any:
     product = aten.mul.Tensor(tensor1, tensor2)
@@ -340,8 +362,12 @@ def _instance_norm(input: Any, weight: Any, bias: Any, running_mean: Any, runnin
 def _layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5,
                 cudnn_enable: Any = True) -> Any:
     axes = len(normalized_shape)
-    if axes == 1:
-        return None                          # the registry's own
+    if axes == 1:                            # the registry's own; the importer wants both parameters
+        if weight is not None and bias is not None:
+            return None
+        weight = aten.new_ones.default(input, list(normalized_shape)) if weight is None else weight
+        bias = aten.new_zeros.default(input, list(normalized_shape)) if bias is None else bias
+        return aten.layer_norm.default(input, list(normalized_shape), weight, bias, eps)
     return _affine(_standardise(input, list(range(-axes, 0)), eps), weight, bias)
 
 
@@ -367,12 +393,11 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_
     scaled = aten.mul.Tensor(query, shape[-1] ** -0.5 if scale is None else float(scale))
     scores = aten.matmul.default(scaled, aten.transpose.int(key, -2, -1))
     if is_causal:
-        hidden = aten.full.default([shape[-2], keys[-2]], NOT_SEEN)
+        hidden = aten.new_full.default(scores, [shape[-2], keys[-2]], NOT_SEEN)
         scores = aten.add.Tensor(scores, aten.triu.default(hidden, 1))
     if attn_mask is not None:
         if attn_mask.node.meta["val"].dtype == torch.bool:
-            hidden = aten.full.default(_shape(scores), NOT_SEEN)
-            scores = aten.where.self(attn_mask, scores, hidden)
+            scores = _choose(attn_mask, scores, NOT_SEEN)
         else:
             scores = aten.add.Tensor(scores, attn_mask)
     return aten.matmul.default(aten.softmax.int(scores, -1), value)
@@ -395,12 +420,61 @@ def _conv1d(input: Any, weight: Any, bias: Any = None, stride: Any = (1,), paddi
     return aten.squeeze.dim(y, 2)
 
 
+@_expansion("max_pool2d")
+def _max_pool2d(input: Any, kernel_size: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1),
+                ceil_mode: Any = False) -> Any:
+    """The largest of the window's positions, each a slice of the padded image with the stride as its step."""
+    (kh, kw), (ph, pw), (dh, dw) = (_pair(v) for v in (kernel_size, padding, dilation))
+    sh, sw = _pair(stride or kernel_size)
+    *_, h, w = _shape(input)
+    rows, cols = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    if ceil_mode and ((h + 2 * ph - dh * (kh - 1) - 1) % sh or (w + 2 * pw - dw * (kw - 1) - 1) % sw):
+        return None
+    if ph or pw:
+        input = aten.constant_pad_nd.default(input, [pw, pw, ph, ph], NOT_SEEN)
+    y = None
+    for i in range(kh):
+        band = aten.slice.Tensor(input, -2, i * dh, i * dh + (rows - 1) * sh + 1, sh)
+        for j in range(kw):
+            cut = aten.slice.Tensor(band, -1, j * dw, j * dw + (cols - 1) * sw + 1, sw)
+            y = cut if y is None else aten.maximum.default(y, cut)
+    return aten.mul.Tensor(y, 1.0) if kh == kw == 1 else y
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    a, *b = value if isinstance(value, list | tuple) else (value,)
+    return int(a), int(b[0] if b else a)
+
+
 @_expansion("max_pool1d")
 def _max_pool1d(input: Any, kernel_size: Any, stride: Any = (), padding: Any = (0,), dilation: Any = (1,),
                 ceil_mode: Any = False) -> Any:
     y = aten.max_pool2d.default(aten.unsqueeze.default(input, 2), [1, *kernel_size], [1, *(stride or kernel_size)],
                                 [0, *padding], [1, *dilation], ceil_mode)
     return aten.squeeze.dim(y, 2)
+
+
+@_expansion("upsample_nearest2d")
+def _upsample_nearest2d(input: Any, output_size: Any = None, scale_factors: Any = None, **given: Any) -> Any:
+    *lead, h, w = _shape(input)
+    rows, cols = output_size or [int(n * f) for n, f in zip((h, w), scale_factors or (), strict=True)]
+    if rows % h or cols % w:
+        return None
+    spread = aten.expand.default(aten.reshape.default(input, [*lead, h, 1, w, 1]), [*lead, h, rows // h, w, cols // w])
+    return aten.reshape.default(spread, [*lead, rows, cols])
+
+
+@_expansion("roll")
+def _roll(input: Any, shifts: Any, dims: Any = ()) -> Any:
+    if not dims:
+        return aten.reshape.default(_roll(aten.reshape.default(input, [-1]), shifts, [0]), _shape(input))
+    y, shape = input, _shape(input)
+    for shift, dim in zip(shifts, dims, strict=True):
+        cut = -shift % shape[dim]
+        if cut:
+            parts = [aten.slice.Tensor(y, dim, cut, shape[dim]), aten.slice.Tensor(y, dim, 0, cut)]
+            y = aten.cat.default(parts, dim)
+    return None if y is input else y
 
 
 @_expansion("adaptive_avg_pool2d")

@@ -16,6 +16,7 @@ from torch import nn
 from compilation.errors import CaptureError
 
 TOLERANCE = 1e-3        # of the largest element: float32 noise is 1e-6 to 1e-5, a gradient that is not there is 1
+FLOOR = 1e-5            # of the largest element of all gradients: a gradient that is exactly zero is noise of that size
 
 
 def check_capture(model: nn.Module, exported: Any, shape: tuple[int, ...]) -> None:
@@ -34,13 +35,18 @@ def check_capture(model: nn.Module, exported: Any, shape: tuple[int, ...]) -> No
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise CaptureError(f"PyTorch itself cannot train the model: {first}") from error
-    found, = exported.graph_module(*_arguments(exported, {**parameters, **buffers}, x))
-    if not _close(found, wanted):
+    try:
+        found, = exported.graph_module(*_arguments(exported, {**parameters, **buffers}, x))
+        captured = _gradients(found, direction, parameters)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise CaptureError(f"the captured graph cannot be trained by PyTorch as the model can: {first}") from error
+    if not _close(found, wanted, 0.0):
         raise CaptureError("the graph that torch.export captures computes something else than the model: what it does "
                            "depends on something that is not in the graph (global state, a random number, a mode)")
-    captured = _gradients(found, direction, parameters)
+    floor = FLOOR * max((_largest(g) for g in gradients.values() if g is not None), default=0.0)
     for name, gradient in gradients.items():
-        if not _close(captured[name], gradient):
+        if not _close(captured[name], gradient, floor):
             raise CaptureError(f"the gradient of {name} that the captured graph has is not the model's own: a custom "
                                "autograd.Function, a hook, a write under no_grad or inference_mode changes it where "
                                "torch.export does not look; write it with detach(), no_grad() or ordinary operations")
@@ -64,10 +70,14 @@ def _arguments(exported: Any, state: Mapping[str, torch.Tensor], x: torch.Tensor
     return values
 
 
-def _close(found: torch.Tensor | None, wanted: torch.Tensor | None) -> bool:
-    """Equal to TOLERANCE of the largest element; no gradient at all is a gradient of zeros."""
+def _largest(value: torch.Tensor) -> float:
+    return float(value.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if value.numel() else 0.0
+
+
+def _close(found: torch.Tensor | None, wanted: torch.Tensor | None, floor: float) -> bool:
+    """Equal to TOLERANCE of the largest element, or to `floor`; no gradient at all is a gradient of zeros."""
     if found is None or wanted is None:
         rest = wanted if found is None else found
-        return rest is None or not bool(rest.any())
-    limit = TOLERANCE * float(wanted.detach().nan_to_num(0.0, 0.0, 0.0).abs().max())
+        return rest is None or _largest(rest) <= floor
+    limit = max(floor, TOLERANCE * _largest(wanted))
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0.0, atol=limit, equal_nan=True)
