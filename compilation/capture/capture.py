@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from compilation.capture.expand import expand
-from compilation.capture.regions import operation, path_of, plain_graph
+from compilation.capture.regions import STOP_GRADIENT, operation, path_of, plain_graph
 from compilation.capture.witness import check_capture
 from compilation.errors import CaptureError, UnsupportedOperationError
 
@@ -39,12 +39,23 @@ class InputSpec:
 
 @dataclass
 class Exported:
-    """A captured model: the exported program and its parameters by their PyTorch names."""
+    """A captured model: the exported program, and its parameters and buffers by their PyTorch names.
+
+    argument_names: graph argument -> parameter or buffer. buffers: which of them no training changes.
+    stopped: the parameters that no gradient reaches, because each way to the result is detached.
+    """
 
     program: Any                                 # torch.export.ExportedProgram
     parameters: dict[str, np.ndarray]
     spec: InputSpec
-    argument_names: dict[str, str] = field(default_factory=dict)  # graph argument -> parameter name
+    argument_names: dict[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    stopped: frozenset[str] = frozenset()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of everything that can be trained."""
+        return {n: v.shape for n, v in self.parameters.items() if n not in self.buffers}
 
 
 def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ()) -> Exported:
@@ -56,6 +67,7 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
     """
     _refuse_training_mode(model)
     _refuse_other_inputs(model)
+    _refuse_other_values(model)
     exported = _export(model, torch.zeros(1, *spec.shape))
     if not exported.call_spec.out_spec.is_leaf():
         raise CaptureError(f"{type(model).__name__} returns several values or a container: a single tensor of logits is "
@@ -73,7 +85,21 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
         _refuse_types(node)
     parameters, arguments = _parameters(exported)
     check_capture(model, exported, (1, *spec.shape))
-    return Exported(exported, parameters, spec, arguments)
+    reached = _reached(exported)
+    trainable = {arguments[n] for n in exported.graph_signature.inputs_to_parameters if n in arguments}
+    return Exported(exported, parameters, spec, arguments, frozenset(parameters) - trainable,
+                    frozenset(name for n, name in arguments.items() if n not in reached))
+
+
+def _reached(exported: Any) -> set[str]:
+    """The nodes that a gradient of the result reaches: on some way to them nothing stops it."""
+    todo, seen = [n for n in exported.graph.nodes if n.op == "output"], set()
+    while todo:
+        node = todo.pop()
+        if node.name not in seen and node.target is not STOP_GRADIENT:
+            seen.add(node.name)
+            todo += node.all_input_nodes
+    return seen
 
 
 # -- what is refused before the export ------------------------------------------------------------------------
@@ -95,6 +121,16 @@ def _refuse_other_inputs(model: nn.Module) -> None:
                            "input tensor; wrap the model in one that takes it and makes the others") from None
     except ValueError:                       # a forward without a signature: torch.export will tell
         return
+
+
+def _refuse_other_values(model: nn.Module) -> None:
+    for kind, items in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, value in items:
+            if value.is_meta:
+                raise CaptureError(f"{kind} {name} holds no values (it is on the meta device): load the model's weights first")
+            if kind == "parameter" and value.dtype is not torch.float32:
+                raise CaptureError(f"{kind} {name} is {str(value.dtype).removeprefix('torch.')}: the device computes in float32; "
+                                   "use model.float()")
 
 
 def _export(model: nn.Module, example: torch.Tensor) -> Any:
@@ -162,6 +198,9 @@ def _refuse_randomness(node: fx.Node) -> None:
 
 def _refuse_types(node: fx.Node) -> None:
     value = node.meta.get("val")
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise CaptureError(f"{operation(node)} in {path_of(node)} takes a number out of a tensor: the device runs one fixed list of "
+                           "operations on tensors; keep it a tensor (of one element)")
     if not node.users or not isinstance(value, torch.Tensor):
         return
     if value.is_complex() or (value.is_floating_point() and value.dtype is not torch.float32):

@@ -254,6 +254,29 @@ def _glu(input: Any, dim: Any = -1) -> Any:
     return aten.mul.Tensor(a, aten.sigmoid.default(b))
 
 
+# -- sums with a factor, which importers forget ----------------------------------------------------------------
+def _scaled_sum(input: Any, other: Any, alpha: Any, plus: Any) -> Any:
+    if alpha == 1:
+        return None
+    return plus(input, aten.mul.Tensor(other, alpha) if isinstance(other, fx.Proxy) else other * alpha)
+
+
+@_expansion("add")
+def _add(input: Any, other: Any, alpha: Any = 1) -> Any:
+    return _scaled_sum(input, other, alpha, aten.add.Tensor)
+
+
+@_expansion("sub")
+def _sub(input: Any, other: Any, alpha: Any = 1) -> Any:
+    return _scaled_sum(input, other, alpha, aten.sub.Tensor)
+
+
+@_expansion("rsub")
+def _rsub(input: Any, other: Any, alpha: Any = 1) -> Any:
+    taken = input if alpha == 1 else aten.mul.Tensor(input, alpha)
+    return aten.add.Tensor(aten.neg.default(taken), other)
+
+
 # -- powers and roots ----------------------------------------------------------------------------------------
 @_expansion("square")
 def _square(input: Any) -> Any:
@@ -407,6 +430,29 @@ def _repeat_heads(x: Any, times: int) -> Any:
     *lead, heads, n, d = _shape(x)
     spread = aten.expand.default(aten.unsqueeze.default(x, -3), [*lead, heads, times, n, d])
     return aten.reshape.default(spread, [*lead, heads * times, n, d])
+
+
+# -- writes into a part, which arrive here as new values ----------------------------------------------------------
+@_expansion("copy")
+def _copy(input: Any, src: Any, non_blocking: Any = False) -> Any:
+    return aten.expand.default(src, _shape(input))
+
+
+@_expansion("slice_scatter")
+def _slice_scatter(input: Any, src: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
+    size = _shape(input)[dim]
+    first, last, _ = slice(start, end).indices(size)
+    if step != 1:
+        return None
+    parts = [aten.slice.Tensor(input, dim, 0, first)] * (first > 0) + [src] \
+        + [aten.slice.Tensor(input, dim, last, size)] * (last < size)
+    return aten.cat.default(parts, dim) if len(parts) > 1 else aten.expand.default(src, _shape(input))
+
+
+@_expansion("select_scatter")
+def _select_scatter(input: Any, src: Any, dim: Any, index: Any) -> Any:
+    at = index % _shape(input)[dim]
+    return _slice_scatter(input, aten.unsqueeze.default(src, dim), dim, at, at + 1)
 
 
 # -- one dimension is two with a height of one; pooling to a few values is pooling with a large window ----------

@@ -19,7 +19,7 @@ from compilation.errors import CaptureError
 
 _LIBRARY = torch.library.Library("vt", "DEF")
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
-_LIBRARY.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
+_LIBRARY.impl("stop_gradient", lambda x: x.detach().clone(), "CompositeExplicitAutograd")
 torch.library.register_fake("vt::stop_gradient", torch.empty_like, lib=_LIBRARY)
 STOP_GRADIENT = torch.ops.vt.stop_gradient.default
 
@@ -86,6 +86,9 @@ def _inline_regions(module: fx.GraphModule) -> None:
     """Put the nodes of every `wrap_with_set_grad_enabled` subgraph in its place; what leaves a no_grad region stops."""
     graph = module.graph
     for node in [n for n in graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.HigherOrderOperator)]:
+        if operation(node) == "wrap_with_autocast":
+            raise CaptureError(f"autocast in {path_of(node)} computes in another precision: the device computes in float32; take "
+                               "the autocast region out")
         if operation(node) != "wrap_with_set_grad_enabled":
             raise CaptureError(f"operation {operation(node)} in {path_of(node)} is control flow that depends on values: "
                                "the device runs one fixed list of operations; compute both ways and select, or fix the way")

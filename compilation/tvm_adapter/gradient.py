@@ -12,7 +12,7 @@ from tvm.ir import GenericConst, Op
 from compilation.errors import GradientError
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh
-from compilation.program import Call, Program, Role, Tensor
+from compilation.program import STOP, Call, Program, Role, Tensor
 from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.keep import RELAX_DTYPE, keep_call, rebuild_call
 from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call
@@ -49,7 +49,7 @@ def _between(program: Program, wanted: list[str]) -> list[Call]:
     """The calls on a way from a wanted parameter to the loss, in order. A stopped gradient ends a way."""
     live, above = set(wanted), []
     for c in program.calls:
-        if live & set(c.inputs.values()) and not c.attrs.get("stop_gradient"):
+        if live & set(c.inputs.values()) and STOP not in c.attrs:
             above.append(c)
             live |= set(c.outputs.values())
     needed, calls = {program.loss}, []

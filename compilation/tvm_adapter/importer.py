@@ -21,13 +21,15 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from compilation.capture import Exported
 from compilation.capture.regions import STOP_GRADIENT, operation, path_of
 from compilation.errors import CaptureError, UnsupportedOperationError
-from compilation.program import Program, Role, Tensor
+from compilation.program import STOP, Program, Role, Tensor
 from compilation.tvm_adapter.builder import ImageTensors, op_name
 from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.keep import dtype_of
+from compilation.tvm_adapter.proof import prove_imports
 from compilation.tvm_adapter.rearrange import shape_of
 from compilation.tvm_adapter.recognise import Recogniser
-from compilation.tvm_adapter.relax_ops import STOP, stop_gradient
+from compilation.tvm_adapter.relax_ops import STOP_GRADIENT as STOP_CALL
+from compilation.tvm_adapter.relax_ops import stop_gradient
 from compilation.tvm_adapter.values import Constant, Many, Value, View, view_of
 
 
@@ -45,6 +47,7 @@ def import_model(exported: Exported, name: str) -> Program:
     for node in exported.program.graph.nodes:
         if node.op == "call_function" and node.target is not STOP_GRADIENT and node.target.__name__ not in importable():
             raise UnsupportedOperationError(f"operation {operation(node)} in {path_of(node)} has no importer: {REMEDY}")
+    prove_imports(exported)
     translator = ExportedProgramImporter()
 
     def unfinished() -> str:
@@ -68,12 +71,11 @@ class Importer(Recogniser):
     def __init__(self, exported: Exported, function: relax.Function, name: str, nodes: Mapping[Any, fx.Node]) -> None:
         super().__init__(name, exported.argument_names.values())
         self.exported, self.function, self.nodes = exported, function, nodes
-        self.trainable = _with_gradient(exported)
         self.handlers: dict[str, Callable[[relax.Call, list[Any]], Value | None]] = {
             "matmul": self.matmul, "add": self.add, "multiply": self.multiply, "divide": self.divide,
             "nn.layer_norm": self.layer_norm, "nn.gelu": self.gelu, "nn.gelu_tanh": self.gelu_tanh,
             "nn.relu": self.relu, "nn.attention": self.attention, "nn.conv2d": self.conv2d,
-            "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange, STOP: self.stop,
+            "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange, STOP_CALL: self.stop,
         }
 
     # -- the walk -----------------------------------------------------------------------------------
@@ -89,6 +91,10 @@ class Importer(Recogniser):
         result = self.walk(self.function)
         if isinstance(result, Constant) or (isinstance(result, View) and (result.parameter or result.base == self.program.image)):
             raise CaptureError("the model returns its input, a parameter or a constant: there is nothing to compute")
+        shape = shape_of(self.function.body.body)
+        if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
+            raise CaptureError(f"the model's result has shape {shape}: a classifier's (1, classes) with two classes or more is "
+                               "expected")
         self.program.logits = self._materialise(result)
         self._keep_needed()
         return self.program
@@ -180,11 +186,11 @@ class Importer(Recogniser):
         if isinstance(x, Constant) or not isinstance(x, View) or x.base == self.image.pixels:
             return x
         if x.parameter:
-            if x.base not in self.trainable:
+            if x.base in self.exported.stopped:
                 return x
             x = self._as(self._emit("mul_const", {"x": self._materialise(x)}, {"value": 1.0}), x.shape)     # its value as it is
         base = self.program.tensors[x.base]
-        return self._on(self._reshape(x.base, base.shape, {"stop_gradient": 1}), x)
+        return self._on(self._reshape(x.base, base.shape, {STOP: 1}), x)
 
     def _keep_needed(self) -> None:
         """Drop calls whose results nothing reads, then parameters and constants that no call reads."""
@@ -209,14 +215,3 @@ FOLDED: dict[str, tuple[int, Callable[..., Any]]] = {
     "add": (2, np.add), "subtract": (2, np.subtract), "multiply": (2, np.multiply), "divide": (2, np.divide),
     "negative": (1, np.negative), "sqrt": (1, np.sqrt), "exp": (1, np.exp), "triu": (1, np.triu), "tril": (1, np.tril)}
 
-
-def _with_gradient(exported: Exported) -> set[str]:
-    """The parameters that the result's gradient reaches in PyTorch: on some way to it nothing stops."""
-    graph = exported.program.graph
-    todo, seen = [n for n in graph.nodes if n.op == "output"], set()
-    while todo:
-        node = todo.pop()
-        if node not in seen and node.target is not STOP_GRADIENT:
-            seen.add(node)
-            todo += node.all_input_nodes
-    return {exported.argument_names[n.name] for n in seen if n.name in exported.argument_names}

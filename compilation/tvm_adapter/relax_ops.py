@@ -21,13 +21,13 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
 
 PREFIX = "vt."
-STOP = "vt.stop_gradient"     # only on the way in: the importer makes a renaming of it
+STOP_GRADIENT = "vt.stop_gradient"     # only on the way in: the importer makes a renaming of it
 
 
 def stop_gradient(x: Any) -> relax.Call:
     """x itself, for whoever computes; the end of the way, for whoever differentiates."""
     register_all()
-    return relax.Call(tvm.ir.Op.get(STOP), [x])
+    return relax.Call(tvm.ir.Op.get(STOP_GRADIENT), [x])
 
 
 def make_call(op: Op, args: dict[str, Any], attrs: dict[str, Any]) -> relax.Call:
@@ -156,9 +156,9 @@ RULES = {"relax.concat": _concat_gradient, "relax.strided_slice": _strided_slice
 @cache
 def register_all() -> None:
     """Register the whole registry with Relax, once a process, and the gradients that Relax lacks."""
-    _ffi_api.RegisterOp(STOP, "Where PyTorch's gradient ends.")
-    tvm.ir.register_op_attr(STOP, "FInferType", lambda call, _: call.args[0].ty)
-    tvm.ir.register_op_attr(STOP, "FPurity", True)
+    _ffi_api.RegisterOp(STOP_GRADIENT, "Where PyTorch's gradient ends.")
+    tvm.ir.register_op_attr(STOP_GRADIENT, "FInferType", lambda call, _: call.args[0].ty)
+    tvm.ir.register_op_attr(STOP_GRADIENT, "FPurity", True)
     for name, rule in RULES.items():
         register_gradient(name, rule, level=11)      # above Relax's own, at 10
     for op in REGISTRY.values():
