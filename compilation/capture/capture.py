@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from compilation.capture.expand import expand
-from compilation.capture.regions import STOP_GRADIENT, operation, path_of, plain_graph
+from compilation.capture.regions import STOP_GRADIENT, functional, inline_regions, operation, path_of
 from compilation.capture.witness import check_capture
 from compilation.errors import CaptureError, UnsupportedOperationError
 
@@ -72,19 +72,19 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
     if not exported.call_spec.out_spec.is_leaf():
         raise CaptureError(f"{type(model).__name__} returns several values or a container: a single tensor of logits is "
                            "expected; wrap the model in one that returns only that")
-    for node in exported.graph.nodes:
-        _refuse_randomness(node)
-    exported = plain_graph(exported)
+    inline_regions(exported)
     for node in list(exported.graph.nodes):
         _refuse_randomness(node)
         if node.op == "call_function" and operation(node) in DROPOUTS:      # not active: an identity
             node.replace_all_uses_with(node.args[0])
             exported.graph.erase_node(node)
+    expand(exported)                                # before in-place operations go, which breaks normalisations up
+    exported = functional(exported)
     expand(exported, importable)
     for node in exported.graph.nodes:
         _refuse_types(node)
-    parameters, arguments = _parameters(exported)
-    check_capture(model, exported, (1, *spec.shape))
+    parameters, arguments = _parameters(exported, model)
+    check_capture(model, exported, arguments, (1, *spec.shape))
     reached = _reached(exported)
     trainable = {arguments[n] for n in exported.graph_signature.inputs_to_parameters if n in arguments}
     return Exported(exported, parameters, spec, arguments, frozenset(parameters) - trainable,
@@ -209,12 +209,16 @@ def _refuse_types(node: fx.Node) -> None:
         raise UnsupportedOperationError(f"{what} is {kind}: the device computes in float32; use model.float() and no casts")
 
 
-def _parameters(exported: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Values of all parameters by name, and graph argument -> parameter name."""
+def _parameters(exported: Any, model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Values of all parameters and buffers by name, and graph argument -> name. A tensor that has two names in the
+    model (tied weights) goes by the first, as in named_parameters()."""
     signature = exported.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
              **signature.inputs_to_lifted_tensor_constants}
-    arguments = {n.name: names[n.name] for n in exported.graph.nodes if n.op == "placeholder" and n.name in names}
+    first = {id(v): n for kind in (model.named_buffers(), model.named_parameters()) for n, v in kind}
+    known = {n: first[id(v)] for kind in (model.named_buffers, model.named_parameters) for n, v in kind(remove_duplicate=False)}
+    arguments = {n.name: known.get(names[n.name], names[n.name]) for n in exported.graph.nodes
+                 if n.op == "placeholder" and n.name in names}
     parameters = {}
     for name in arguments.values():
         value = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]

@@ -26,7 +26,7 @@ EXPANSIONS: dict[str, Expansion] = {}
 DECOMPOSED = {"stack", "outer", "pixel_shuffle", "pixel_unshuffle", "einsum", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
-def expand(exported: Any, importable: Collection[str]) -> None:
+def expand(exported: Any, importable: Collection[str] = ()) -> None:
     """Replace, in place, every node that has an expansion, and every node that is not `importable` where PyTorch can
     decompose it. importable: operation names with overload as the importer knows them ("add.Tensor").
 

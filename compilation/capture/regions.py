@@ -1,8 +1,8 @@
 """What PyTorch does beside the arithmetic, made part of the graph: where gradients stop, what is written in place.
 
 `torch.no_grad()` is exported as a call of a subgraph, `detach` as an operation that most tools drop, an in-place
-operation as a write that a list of operations on values cannot show. After `plain_graph` there are only operations
-that make new values, and `vt::stop_gradient` wherever PyTorch's gradient ends.
+operation as a write that a list of operations on values cannot show. Afterwards there are only operations that make
+new values, and `vt::stop_gradient` wherever PyTorch's gradient ends.
 """
 
 from __future__ import annotations
@@ -41,26 +41,30 @@ def operation(node: fx.Node) -> str:
     return schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def plain_graph(exported: Any) -> Any:
-    """The exported program with gradient regions inlined and in-place operations made functional.
+def inline_regions(exported: Any) -> None:
+    """Put no_grad regions and `detach` into the graph, in place, as `vt::stop_gradient`.
 
-    Raises CaptureError for a model that writes to its buffers, parameters or input, and for control flow that
-    depends on values.
+    Raises CaptureError for autocast and for control flow that depends on values.
     """
-    _inline_regions(exported.graph_module)
+    _inline(exported.graph_module)
     for node in list(exported.graph.nodes):
         if node.op == "call_function" and operation(node) in STOPS:
             _replace_stop(exported.graph, node)
-    if any(_writes(n) for n in exported.graph.nodes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = exported.run_decompositions({})
-        for spec in exported.graph_signature.output_specs:
-            if spec.kind in MUTATIONS:
-                raise CaptureError(f"the model writes to its {MUTATIONS[spec.kind]} {spec.target} while it runs: a training "
-                                   "step on the device changes nothing but the trained parameters; remove that write")
-    exported.graph.eliminate_dead_code()
     exported.graph_module.recompile()
+
+
+def functional(exported: Any) -> Any:
+    """The exported program without in-place operations. Raises CaptureError for a model that writes to its buffers,
+    parameters or input."""
+    if not any(_writes(n) for n in exported.graph.nodes):
+        return exported
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = exported.run_decompositions({})
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind in MUTATIONS:
+            raise CaptureError(f"the model writes to its {MUTATIONS[spec.kind]} {spec.target} while it runs: a training step on "
+                               "the device changes nothing but the trained parameters; remove that write")
     return exported
 
 
@@ -82,7 +86,7 @@ def _replace_stop(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _inline_regions(module: fx.GraphModule) -> None:
+def _inline(module: fx.GraphModule) -> None:
     """Put the nodes of every `wrap_with_set_grad_enabled` subgraph in its place; what leaves a no_grad region stops."""
     graph = module.graph
     for node in [n for n in graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.HigherOrderOperator)]:
@@ -96,7 +100,7 @@ def _inline_regions(module: fx.GraphModule) -> None:
         assert isinstance(inner, fx.Node)
         body = module.get_submodule(str(inner.target))
         assert isinstance(body, fx.GraphModule)
-        _inline_regions(body)
+        _inline(body)
         values: dict[fx.Node, Any] = dict(zip([n for n in body.graph.nodes if n.op == "placeholder"], operands, strict=True))
         results: tuple[Any, ...] = ()
         with graph.inserting_before(node):

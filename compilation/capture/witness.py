@@ -19,10 +19,10 @@ TOLERANCE = 1e-3        # of the largest element: float32 noise is 1e-6 to 1e-5,
 FLOOR = 1e-5            # of the largest element of all gradients: a gradient that is exactly zero is noise of that size
 
 
-def check_capture(model: nn.Module, exported: Any, shape: tuple[int, ...]) -> None:
+def check_capture(model: nn.Module, exported: Any, arguments: Mapping[str, str], shape: tuple[int, ...]) -> None:
     """Compare `exported` (a prepared torch.export program) with `model` on one random input of `shape`.
 
-    Raises CaptureError naming what differs: the values, or the gradient of a parameter.
+    arguments: graph argument -> parameter or buffer. Raises CaptureError naming what differs: the values, or the gradient of a parameter.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
@@ -36,7 +36,7 @@ def check_capture(model: nn.Module, exported: Any, shape: tuple[int, ...]) -> No
         first = str(error).strip().splitlines()[0]
         raise CaptureError(f"PyTorch itself cannot train the model: {first}") from error
     try:
-        found, = exported.graph_module(*_arguments(exported, {**parameters, **buffers}, x))
+        found, = exported.graph_module(*_arguments(exported, arguments, {**parameters, **buffers}, x))
         captured = _gradients(found, direction, parameters)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
@@ -60,13 +60,12 @@ def _gradients(y: torch.Tensor, direction: torch.Tensor, parameters: Mapping[str
     return dict(zip(names, found, strict=True))
 
 
-def _arguments(exported: Any, state: Mapping[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+def _arguments(exported: Any, arguments: Mapping[str, str], state: Mapping[str, torch.Tensor],
+               x: torch.Tensor) -> list[torch.Tensor]:
     values = []
-    for spec in exported.graph_signature.input_specs:
-        if spec.target is None:
-            values.append(x)
-        else:
-            values.append(state[spec.target] if spec.target in state else exported.constants[spec.target])
+    for node in exported.graph.find_nodes(op="placeholder"):
+        name = arguments.get(node.name)
+        values.append(x if name is None else state[name] if name in state else exported.constants[name])
     return values
 
 

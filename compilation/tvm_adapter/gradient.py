@@ -15,7 +15,7 @@ from compilation.passes.rewrite import fresh
 from compilation.program import STOP, Call, Program, Role, Tensor
 from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.keep import RELAX_DTYPE, keep_call, rebuild_call
-from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call
+from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call, register_all
 
 TAIL = "relax:"
 
@@ -36,6 +36,7 @@ def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict
     if missing:
         raise GradientError(f"no gradient of the loss reaches {', '.join(missing)} (detach, no_grad, or no way to the result): "
                             "PyTorch would leave it as it is; take it out of the plan")
+    register_all()
     for c in calls:
         if c.op.startswith(TAIL) and Op.get(f"relax.{c.op.removeprefix(TAIL)}").get_attr("FPrimalGradient") is None:
             raise GradientError(f"operation {c.op.removeprefix(TAIL)} in {c.where or 'the model'} has no gradient: train only "

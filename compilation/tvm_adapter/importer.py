@@ -86,7 +86,8 @@ class Importer(Recogniser):
             if str(var.name) not in self.exported.argument_names:
                 raise CaptureError(f"the imported model's argument {var.name} is no parameter: one input is expected")
             parameter, shape = self.exported.argument_names[str(var.name)], shape_of(var)
-            self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
+            if parameter not in self.program.tensors:       # tied weights come as two arguments
+                self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
             self.values[var] = view_of(parameter, shape, parameter=True)
         result = self.walk(self.function)
         if isinstance(result, Constant) or (isinstance(result, View) and (result.parameter or result.base == self.program.image)):
