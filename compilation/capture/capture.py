@@ -88,7 +88,7 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
     reached = _reached(exported)
     trainable = {arguments[n] for n in exported.graph_signature.inputs_to_parameters if n in arguments}
     return Exported(exported, parameters, spec, arguments, frozenset(parameters) - trainable,
-                    frozenset(name for n, name in arguments.items() if n not in reached))
+                    frozenset(parameters) - {name for n, name in arguments.items() if n in reached})
 
 
 def _reached(exported: Any) -> set[str]:

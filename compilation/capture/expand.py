@@ -100,7 +100,8 @@ def _decompose(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
         return rule(*args, **kwargs)
 
     try:
-        body = make_fx(call)(*(n.meta["val"] for n in inputs)).graph
+        with torch.backends.mkldnn.flags(enabled=False):     # its layers are black boxes
+            body = make_fx(call)(*(n.meta["val"] for n in inputs)).graph
     except Exception:  # a decomposition that does not apply to these arguments: the importer names the operation
         return []
     if not all(n.op in ("placeholder", "output") or _plain(n.target) for n in body.nodes):

@@ -20,6 +20,7 @@ from compilation.errors import CaptureError
 _LIBRARY = torch.library.Library("vt", "DEF")
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
 _LIBRARY.impl("stop_gradient", lambda x: x.detach().clone(), "CompositeExplicitAutograd")
+_LIBRARY.impl("stop_gradient", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake("vt::stop_gradient", torch.empty_like, lib=_LIBRARY)
 STOP_GRADIENT = torch.ops.vt.stop_gradient.default
 

@@ -81,7 +81,7 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
 
 def _as_matrix(call: Call, name: str) -> bool:
     """Whether a call reads this parameter in matrix slots only."""
-    return call.op in REGISTRY and all(REGISTRY[call.op].slot(s).kind == "matrix" for s, t in call.inputs.items() if t == name)
+    return call.op in REGISTRY and all(REGISTRY[call.op].slots[s].kind == "matrix" for s, t in call.inputs.items() if t == name)
 
 
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:

@@ -46,12 +46,18 @@ def lower_tail(program: Program) -> None:
         if not call.op.startswith("relax:"):
             continue
         result, = call.outputs.values()
-        with door(UnsupportedOperationError, lambda c=call: f"operation {c.op.removeprefix('relax:')} in "  # type: ignore[misc]
-                  f"{c.where or 'the model'} has no kernel and", REMEDY):
+        with door(UnsupportedOperationError, lambda c=call: f"{_spoken(c)} has no kernel and", REMEDY):  # type: ignore[misc]
             symbol, source, work, macs = _to_c(program, call)
         program.calls[at] = replace(
             call, op=f"tir:{symbol}", inputs={f"in{i}": t for i, t in enumerate(call.inputs.values())},
             outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work, "macs": macs})
+
+
+def _spoken(call: Call) -> str:
+    """The operation and its layer, for messages."""
+    name = call.op.removeprefix("relax:")
+    forward = name.removeprefix("grad.").removesuffix("_backward")
+    return f"{'operation' if forward == name else 'the gradient of'} {forward} in {call.where or 'the model'}"
 
 
 def _to_c(program: Program, call: Call) -> tuple[str, str, int, int]:
