@@ -51,8 +51,8 @@ class Compiler:
     def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
         """Raises GradientError for a parameter that the model detaches wherever it uses it."""
         if still := [n for n, s in plan.items() if s not in ("none", None) and n in self.exported.stopped]:
-            raise GradientError(f"no gradient reaches {', '.join(still)}, which the model uses only detached: PyTorch would leave "
-                                "it as it is; take it out of the plan")
+            raise GradientError(f"no gradient reaches {', '.join(still)}, which the model uses only detached: PyTorch "
+                                "would leave it as it is; take it out of the plan")
         return Planner(self.forward, plan, self.shapes, momentum, self.zero)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,

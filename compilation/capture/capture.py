@@ -85,10 +85,11 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
         _refuse_types(node)
     parameters, arguments = _parameters(exported, model)
     check_capture(model, exported, arguments, (1, *spec.shape))
-    reached = _reached(exported)
+    reached, read = _reached(exported), {n.name for n in exported.graph.find_nodes(op="placeholder") if n.users}
     trainable = {arguments[n] for n in exported.graph_signature.inputs_to_parameters if n in arguments}
     return Exported(exported, parameters, spec, arguments, frozenset(parameters) - trainable,
-                    frozenset(parameters) - {name for n, name in arguments.items() if n in reached})
+                    frozenset(name for n, name in arguments.items() if n in read)
+                    - {name for n, name in arguments.items() if n in reached})
 
 
 def _reached(exported: Any) -> set[str]:
@@ -127,10 +128,11 @@ def _refuse_other_values(model: nn.Module) -> None:
     for kind, items in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, value in items:
             if value.is_meta:
-                raise CaptureError(f"{kind} {name} holds no values (it is on the meta device): load the model's weights first")
+                raise CaptureError(f"{kind} {name} holds no values (it is on the meta device): load the model's weights "
+                                   "first")
             if kind == "parameter" and value.dtype is not torch.float32:
-                raise CaptureError(f"{kind} {name} is {str(value.dtype).removeprefix('torch.')}: the device computes in float32; "
-                                   "use model.float()")
+                raise CaptureError(f"{kind} {name} is {str(value.dtype).removeprefix('torch.')}: the device computes in "
+                                   "float32; use model.float()")
 
 
 def _export(model: nn.Module, example: torch.Tensor) -> Any:
@@ -139,10 +141,11 @@ def _export(model: nn.Module, example: torch.Tensor) -> Any:
             return torch.export.export(model, (example,))
     except Exception as error:  # torch.export raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = ""
-        if "fake tensor in the exported program" in first:
-            first, hint = "a value is taken out of the graph", ": write x.detach() for x.data, and use no tensor kept from outside"
-        elif "DataDependent" in type(error).__name__ or "data-dependent" in first.lower() or "dynamic control flow" in first.lower():
+        told, hint = f"{type(error).__name__} {first}".lower(), ""
+        if "fake tensor in the exported program" in told:
+            first = "a value is taken out of the graph"
+            hint = ": write x.detach() for x.data, and use no tensor kept from outside"
+        elif any(word in told for word in ("datadependent", "data-dependent", "dynamic control flow")):
             hint = ": the graph may not depend on values; no if, while or item() on tensors"
         raise CaptureError(f"torch.export cannot capture {type(model).__name__} as one graph: {first}{hint}") from error
 
@@ -180,27 +183,28 @@ def _refuse_randomness(node: fx.Node) -> None:
     name, where = operation(node), path_of(node)
     if name in DROPOUTS:
         if _argument(node, "p") > 0 and _argument(node, "train"):
-            raise CaptureError(f"{name} in {where} is active (p={_argument(node, 'p')}, training): the device has no dropout; pass "
-                               "training=self.training and call model.eval(), or set p to 0")
+            raise CaptureError(f"{name} in {where} is active (p={_argument(node, 'p')}, training): the device has no "
+                               "dropout; pass training=self.training and call model.eval(), or set p to 0")
     elif name == "aten::batch_norm":
         if _argument(node, "training") or _argument(node, "running_mean") is None:
-            raise CaptureError(f"{name} in {where} uses the statistics of its batch: the device trains one image at a time; use "
+            raise CaptureError(f"{name} in {where} uses the statistics of its batch: the device trains one image at a "
+                               "time; use "
                                "running statistics (track_running_stats=True) in evaluation mode, or another normalisation")
     elif name == "aten::scaled_dot_product_attention":
         if _argument(node, "dropout_p") > 0:
-            raise CaptureError(f"{name} in {where} has dropout_p={_argument(node, 'dropout_p')}: the device has no dropout; pass 0 in "
-                               "evaluation mode")
+            raise CaptureError(f"{name} in {where} has dropout_p={_argument(node, 'dropout_p')}: the device has no "
+                               "dropout; pass 0 in evaluation mode")
     elif torch.Tag.nondeterministic_seeded in node.target.tags and _argument(node, "training") is not False \
             and _argument(node, "train") is not False:
-        raise CaptureError(f"{name} in {where} draws random numbers: every step on the device computes the same function; remove it, "
-                           "or switch it off in evaluation mode")
+        raise CaptureError(f"{name} in {where} draws random numbers: every step on the device computes the same function; "
+                           "remove it, or switch it off in evaluation mode")
 
 
 def _refuse_types(node: fx.Node) -> None:
     value = node.meta.get("val")
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        raise CaptureError(f"{operation(node)} in {path_of(node)} takes a number out of a tensor: the device runs one fixed list of "
-                           "operations on tensors; keep it a tensor (of one element)")
+        raise CaptureError(f"{operation(node)} in {path_of(node)} takes a number out of a tensor: the device runs one "
+                           "fixed list of operations on tensors; keep it a tensor (of one element)")
     if not node.users or not isinstance(value, torch.Tensor):
         return
     if value.is_complex() or (value.is_floating_point() and value.dtype is not torch.float32):
@@ -216,7 +220,8 @@ def _parameters(exported: Any, model: nn.Module) -> tuple[dict[str, np.ndarray],
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
              **signature.inputs_to_lifted_tensor_constants}
     first = {id(v): n for kind in (model.named_buffers(), model.named_parameters()) for n, v in kind}
-    known = {n: first[id(v)] for kind in (model.named_buffers, model.named_parameters) for n, v in kind(remove_duplicate=False)}
+    known = {n: first[id(v)] for kind in (model.named_buffers, model.named_parameters)
+             for n, v in kind(remove_duplicate=False)}
     arguments = {n.name: known.get(names[n.name], names[n.name]) for n in exported.graph.nodes
                  if n.op == "placeholder" and n.name in names}
     parameters = {}

@@ -64,8 +64,8 @@ def functional(exported: Any) -> Any:
         exported = exported.run_decompositions({})
     for spec in exported.graph_signature.output_specs:
         if spec.kind in MUTATIONS:
-            raise CaptureError(f"the model writes to its {MUTATIONS[spec.kind]} {spec.target} while it runs: a training step on "
-                               "the device changes nothing but the trained parameters; remove that write")
+            raise CaptureError(f"the model writes to its {MUTATIONS[spec.kind]} {spec.target} while it runs: a training "
+                               "step on the device changes nothing but the trained parameters; remove that write")
     return exported
 
 
@@ -92,8 +92,8 @@ def _inline(module: fx.GraphModule) -> None:
     graph = module.graph
     for node in [n for n in graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.HigherOrderOperator)]:
         if operation(node) == "wrap_with_autocast":
-            raise CaptureError(f"autocast in {path_of(node)} computes in another precision: the device computes in float32; take "
-                               "the autocast region out")
+            raise CaptureError(f"autocast in {path_of(node)} computes in another precision: the device computes in "
+                               "float32; take the autocast region out")
         if operation(node) != "wrap_with_set_grad_enabled":
             raise CaptureError(f"operation {operation(node)} in {path_of(node)} is control flow that depends on values: "
                                "the device runs one fixed list of operations; compute both ways and select, or fix the way")
@@ -117,7 +117,7 @@ def _inline(module: fx.GraphModule) -> None:
                 results = tuple(stops[r] for r in results)
         for user in list(node.users):
             assert user.target is operator.getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
+            user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(node)
         if not inner.users:

@@ -22,7 +22,8 @@ FLOOR = 1e-5            # of the largest element of all gradients: a gradient th
 def check_capture(model: nn.Module, exported: Any, arguments: Mapping[str, str], shape: tuple[int, ...]) -> None:
     """Compare `exported` (a prepared torch.export program) with `model` on one random input of `shape`.
 
-    arguments: graph argument -> parameter or buffer. Raises CaptureError naming what differs: the values, or the gradient of a parameter.
+    arguments: graph argument -> parameter or buffer. Raises CaptureError naming what differs: the values, or the
+    gradient of a parameter.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
@@ -55,7 +56,7 @@ def check_capture(model: nn.Module, exported: Any, arguments: Mapping[str, str],
 def _gradients(y: torch.Tensor, direction: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     names = [n for n, p in parameters.items() if p.requires_grad]
     if not y.requires_grad or not names:
-        return {n: None for n in names}
+        return dict.fromkeys(names)
     found = torch.autograd.grad((y * direction).sum(), [parameters[n] for n in names], allow_unused=True)
     return dict(zip(names, found, strict=True))
 

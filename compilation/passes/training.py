@@ -66,8 +66,8 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
         if name not in program.weights:
             raise PlanError(f"{name}: only weight matrices can be trained in part; use 'all' or 'none'")
         if others := [c for c in program.calls if name in c.inputs.values() and not _as_matrix(c, name)]:
-            raise PlanError(f"{name}: {others[0].op} in {others[0].where or 'the model'} reads it whole, so it cannot be trained "
-                            "in part; use 'all' or 'none'")
+            raise PlanError(f"{name}: {others[0].op} in {others[0].where or 'the model'} reads it whole, so it cannot be "
+                            "trained in part; use 'all' or 'none'")
         size = program.weights[name].shape[1 if axis == "cols" else 0]
         if size > MOST_INDICES:
             raise PlanError(f"{name}: it has {size:,} {axis}, and the device lists at most {MOST_INDICES:,} (two bytes an "
@@ -81,7 +81,8 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
 
 def _as_matrix(call: Call, name: str) -> bool:
     """Whether a call reads this parameter in matrix slots only."""
-    return call.op in REGISTRY and all(REGISTRY[call.op].slots[s].kind == "matrix" for s, t in call.inputs.items() if t == name)
+    return call.op in REGISTRY and all(REGISTRY[call.op].slots[s].kind == "matrix" for s,
+                                       t in call.inputs.items() if t == name)
 
 
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:

@@ -233,7 +233,8 @@ class Builder:
             raise UnsupportedOperationError(f"operation {name} in {self.place} makes {dtype_of(call.ty)} values: the device "
                                             "computes in float32")
         inputs: dict[str, str] = {}
-        given = [relax.const(a.value.numpy().astype(np.int32)) if isinstance(a, GenericConst) and dtype_of(a.ty) == "int64" else a
+        given = [relax.const(a.value.numpy().astype(np.int32)) if isinstance(a, GenericConst)
+                 and dtype_of(a.ty) == "int64" else a
                  for a in call.args]
         for i, a in enumerate(args):
             if isinstance(a, Many) and all(isinstance(v, View | Constant | Concat | GramProduct) for v in a.items):

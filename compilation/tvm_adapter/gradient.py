@@ -34,13 +34,13 @@ def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict
     reached = {t for c in calls for t in c.inputs.values()}
     missing = [w for w in wanted if w not in reached]
     if missing:
-        raise GradientError(f"no gradient of the loss reaches {', '.join(missing)} (detach, no_grad, or no way to the result): "
-                            "PyTorch would leave it as it is; take it out of the plan")
+        raise GradientError(f"no gradient of the loss reaches {', '.join(missing)} (detach, no_grad, or no way to the "
+                            "result): PyTorch would leave it as it is; take it out of the plan")
     register_all()
     for c in calls:
         if c.op.startswith(TAIL) and Op.get(f"relax.{c.op.removeprefix(TAIL)}").get_attr("FPrimalGradient") is None:
-            raise GradientError(f"operation {c.op.removeprefix(TAIL)} in {c.where or 'the model'} has no gradient: train only "
-                                f"what lies above it, or {REMEDY}")
+            raise GradientError(f"operation {c.op.removeprefix(TAIL)} in {c.where or 'the model'} has no gradient: train "
+                                f"only what lies above it, or {REMEDY}")
     with door(GradientError, lambda: _culprit(forward, calls), f"train only what lies above it, or {REMEDY}"):
         inputs, adjoint = _adjoint(forward, calls, wanted)
         return _Reader(forward, calls, inputs, adjoint).read(wanted)
@@ -77,7 +77,8 @@ def _culprit(program: Program, calls: list[Call]) -> str:
         floats = [t for t in dict.fromkeys(c.inputs.values()) if probe.tensors[t].dtype == "f32"]
         probe.calls, probe.loss = [c], probe.add(Tensor(fresh(probe, "sum"), (), "f32", Role.OUTPUT)).name
         total = relax.op.sum(relax.Var("x", relax.TensorType(list(probe.tensors[result].shape), "float32")))
-        probe.calls.append(Call("relax:sum", {"in0": result}, {"y": probe.loss}, keep_call(relax.BlockBuilder().normalize(total))))
+        probe.calls.append(Call("relax:sum", {"in0": result}, {"y": probe.loss},
+                                keep_call(relax.BlockBuilder().normalize(total))))
         try:
             _Reader(probe, probe.calls, *_adjoint(probe, probe.calls, floats)).read(floats)
         except Exception:  # this one
@@ -180,7 +181,7 @@ class _Reader:
 
     def _emit(self, call: Call, shape: tuple[int, ...]) -> str:
         stem = next(iter(call.inputs.values()), call.op)
-        where = next((w for t in reversed(call.inputs.values()) if (w := self.places.get(t))), "")
+        where = next((w for t in reversed(list(call.inputs.values())) if (w := self.places.get(t))), "")
         call = call if call.where else replace(call, where=where)
         out = self._new(f"{stem}.{call.op.removeprefix('relax:')}", shape)
         self.calls.append(replace(call, outputs={"y": out}))

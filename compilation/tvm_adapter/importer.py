@@ -57,7 +57,8 @@ def import_model(exported: Exported, name: str) -> Program:
     with door(UnsupportedOperationError, unfinished, REMEDY):
         module = translator.from_exported_program(
             exported.program, keep_params_as_input=True, unwrap_unit_return_tuple=True, no_bind_return_tuple=False,
-            custom_convert_map={STOP_GRADIENT.__name__: lambda node, by: by.block_builder.emit(stop_gradient(by.env[node.args[0]]))})
+            custom_convert_map={STOP_GRADIENT.__name__: lambda node,
+                                by: by.block_builder.emit(stop_gradient(by.env[node.args[0]]))})
         module, _ = relax.frontend.detach_params(module)
     nodes = {v: n for n, v in translator.env.items() if isinstance(v, relax.Var)}
     importer = Importer(exported, module["main"], name, nodes)
@@ -75,7 +76,8 @@ class Importer(Recogniser):
             "matmul": self.matmul, "add": self.add, "multiply": self.multiply, "divide": self.divide,
             "nn.layer_norm": self.layer_norm, "nn.gelu": self.gelu, "nn.gelu_tanh": self.gelu_tanh,
             "nn.relu": self.relu, "nn.attention": self.attention, "nn.conv2d": self.conv2d,
-            "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange, STOP_CALL: self.stop,
+            "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange,
+            STOP_CALL: self.stop,
         }
 
     # -- the walk -----------------------------------------------------------------------------------
@@ -90,12 +92,12 @@ class Importer(Recogniser):
                 self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
             self.values[var] = view_of(parameter, shape, parameter=True)
         result = self.walk(self.function)
-        if isinstance(result, Constant) or (isinstance(result, View) and (result.parameter or result.base == self.program.image)):
+        if isinstance(result, Constant) or (isinstance(result, View)
+                                            and (result.parameter or result.base == self.program.image)):
             raise CaptureError("the model returns its input, a parameter or a constant: there is nothing to compute")
         shape = shape_of(self.function.body.body)
-        if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-            raise CaptureError(f"the model's result has shape {shape}: a classifier's (1, classes) with two classes or more is "
-                               "expected")
+        if len(shape) != 2 or shape[0] != 1:
+            raise CaptureError(f"the model's result has shape {shape}, not (1, classes): a classifier is expected")
         self.program.logits = self._materialise(result)
         self._keep_needed()
         return self.program
@@ -189,7 +191,8 @@ class Importer(Recogniser):
         if x.parameter:
             if x.base in self.exported.stopped:
                 return x
-            x = self._as(self._emit("mul_const", {"x": self._materialise(x)}, {"value": 1.0}), x.shape)     # its value as it is
+            # its value as it is
+            x = self._as(self._emit("mul_const", {"x": self._materialise(x)}, {"value": 1.0}), x.shape)
         base = self.program.tensors[x.base]
         return self._on(self._reshape(x.base, base.shape, {STOP: 1}), x)
 

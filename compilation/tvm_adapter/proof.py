@@ -22,13 +22,16 @@ from compilation.errors import UnsupportedOperationError
 from compilation.tvm_adapter.door import REMEDY, door
 
 PROVEN = {
-    "linear.default", "conv2d.default", "matmul.default", "bmm.default", "layer_norm.default", "gelu.default", "relu.default",
-    "scaled_dot_product_attention.default", "softmax.int", "log_softmax.int", "tanh.default", "sigmoid.default", "silu.default",
+    "linear.default", "conv2d.default", "matmul.default", "bmm.default", "layer_norm.default", "gelu.default",
+    "relu.default",
+    "scaled_dot_product_attention.default", "softmax.int", "log_softmax.int", "tanh.default", "sigmoid.default",
+    "silu.default",
     "exp.default", "log.default", "sqrt.default", "reciprocal.default", "neg.default", "abs.default", "erf.default",
     "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "where.self", "full_like.default",
     "gt.Scalar", "ge.Scalar", "lt.Scalar", "le.Scalar", "mean.dim", "sum.dim_IntList",
     "view.default", "reshape.default", "flatten.using_ints", "permute.default", "transpose.int", "unsqueeze.default",
-    "squeeze.dim", "expand.default", "select.int", "slice.Tensor", "cat.default", "unbind.int", "split.Tensor", "chunk.default",
+    "squeeze.dim", "expand.default", "select.int", "slice.Tensor", "cat.default", "unbind.int", "split.Tensor",
+    "chunk.default",
     "clone.default", "contiguous.default", "lift_fresh_copy.default", "new_ones.default", "new_zeros.default", "getitem"}
 FREE = {"memory_format", "dtype", "device", "layout", "pin_memory"}      # keyword arguments that change no float32 value
 TOLERANCE = 1e-4        # of the largest element

@@ -90,7 +90,8 @@ class Recogniser(Builder):
         if isinstance(s, Constant) and s.value.size == 1:
             return self._scaled(call, x, float(s.value))
         shape = shape_of(call)
-        if (name := self._vector(s, shape[-1] if shape else 0)) and isinstance(x, View) and x.index.size == math.prod(shape) \
+        if (name := self._vector(s, shape[-1] if shape else 0)) and isinstance(x,
+                                                                               View) and x.index.size == math.prod(shape) \
                 and (rows := self._rows(x)) is not None:
             return self._as(self._emit("scale", {"x": rows, "s": name}, hint=self.where), shape_of(call))
         return None
@@ -154,7 +155,8 @@ class Recogniser(Builder):
     def layer_norm(self, call: relax.Call, args: list[Value]) -> Value | None:
         features = shape_of(call)[-1]
         gamma, beta = self._vector(args[1], features), self._vector(args[2], features)
-        if [int(v) for v in call.attrs.axes] not in ([-1], [len(shape_of(call)) - 1]) or (rows := self._rows(args[0])) is None:
+        if [int(v) for v in call.attrs.axes] not in ([-1],
+                                                     [len(shape_of(call)) - 1]) or (rows := self._rows(args[0])) is None:
             return None
         inputs = {"x": rows}
         for slot, name, value in (("gamma", gamma, args[1]), ("beta", beta, args[2])):
@@ -179,11 +181,11 @@ class Recogniser(Builder):
         return self._activation("relu", call, args, {})
 
     def attention(self, call: relax.Call, args: list[Any]) -> Value | None:
-        """Self-attention on one packed (N, 3D) tensor: q, k, v each (1, N, heads, d) views of it. Any other is spelled out."""
+        """Self-attention on one packed (N, 3D) tensor: q, k, v each (1, N, heads, d) views of it. Others are spelled out."""
         plain = len(args) == 3 and call.attrs.scale is None and call.attrs.causal_mask is None
         if not plain:
-            raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as matmul, "
-                                            "softmax, matmul")
+            raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as "
+                                            "matmul, softmax, matmul")
         if self._packed(*args):
             o = self._emit("attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
             return self._as(o, shape_of(call))
@@ -227,7 +229,8 @@ class Recogniser(Builder):
                 or x.shape[2] % kh or x.shape[3] % kw:
             return None
         self.program.put(name, shape=(d, c * kh * kw))
-        y = self._emit("patch_embed", {"image": self.image.pixels, "w": name, "scale": self.image.scale, "shift": self.image.shift}, {"patch": kh}, hint=self.where)
+        y = self._emit("patch_embed", {"image": self.image.pixels, "w": name, "scale": self.image.scale,
+                                       "shift": self.image.shift}, {"patch": kh}, hint=self.where)
         _, _, gh, gw = shape_of(call)
         return View(y, np.arange(gh * gw * d, dtype=np.int32).reshape(gh, gw, d).transpose(2, 0, 1)[None])
 

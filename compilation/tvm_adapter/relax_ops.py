@@ -118,8 +118,8 @@ def _strided_slice_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> 
 def _pad_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
     """What was there before."""
     if str(call.attrs.pad_mode) != "constant":
-        raise GradientError(f"padding by {call.attrs.pad_mode} has no gradient here: pad with a constant, or freeze what lies "
-                            "below it")
+        raise GradientError(f"padding by {call.attrs.pad_mode} has no gradient here: pad with a constant, or freeze what "
+                            "lies below it")
     shape = _shape(call.args[0])
     before = [int(v) for v in call.attrs.pad_width][::2]
     return [relax.op.strided_slice(dy, list(range(len(shape))), before, [b + n for b, n in zip(before, shape, strict=True)])]

@@ -104,7 +104,8 @@ class _Writer:
             sizes[name] = shape
             values[b.var] = name
             source = b.value
-            args = [self._table(a) if isinstance(a, GenericConst) else values[renames.get(a, a)] for a in self._tensors(source)]
+            args = [self._table(a) if isinstance(a, GenericConst) else values[renames.get(a, a)]
+                    for a in self._tensors(source)]
             if source.op.name == "relax.call_tir":
                 function = self.functions[source.args[0].name_hint]
             else:
@@ -121,7 +122,7 @@ class _Writer:
         for name, count in self.work:
             head.append(f"    float *{name} = work + {offset};")
             offset += count
-        unused = [n for n in (*(f"in{i}" for i in range(len(self.inputs))),) if not re.search(rf"\b{n}\b", body)]
+        unused = [n for n in (f"in{i}" for i in range(len(self.inputs))) if not re.search(rf"\b{n}\b", body)]
         head = [*self.tables, *(f"    (void){n};" for n in unused), *head]
         params = ", ".join([*(f"const {C_TYPES[str(v.ty.dtype)]} *in{i}" for i, v in enumerate(self.inputs)),
                             f"{self.result} *out0", *(["float *work"] if offset else []), "const vt_step *step"])

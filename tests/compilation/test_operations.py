@@ -29,7 +29,7 @@ class Bank(nn.Module):
         torch.manual_seed(0)
         self.functions = functions
         self.below = nn.ModuleDict({n: nn.Linear(WIDTH, WIDTH) for n in functions})
-        self.layer = nn.ModuleDict({n: m for n, m in (modules or {}).items()})
+        self.layer = nn.ModuleDict(modules or {})
         self.head = nn.Linear(WIDTH, 4)
         for name, p in self.named_parameters():
             if name.endswith("weight"):
@@ -50,22 +50,29 @@ class Bank(nn.Module):
 
 
 ACTIVATIONS: dict[str, Function] = {
-    "relu6": lambda x: F.relu6(x * 8), "hardswish": lambda x: F.hardswish(x * 3), "hardsigmoid": lambda x: F.hardsigmoid(x * 3),
+    "relu6": lambda x: F.relu6(x * 8), "hardswish": lambda x: F.hardswish(x * 3),
+    "hardsigmoid": lambda x: F.hardsigmoid(x * 3),
     "hardtanh": F.hardtanh, "clamp": lambda x: x.clamp(-0.3, 0.5), "clamp_min": lambda x: x.clamp(min=0.1),
-    "leaky": F.leaky_relu, "elu": F.elu, "selu": F.selu, "celu": lambda x: F.celu(x, 1.5), "softplus": lambda x: F.softplus(x * 15),
-    "softplus_beta": lambda x: F.softplus(x, 2.0), "mish": F.mish, "silu": F.silu, "logsigmoid": F.logsigmoid, "softsign": F.softsign,
+    "leaky": F.leaky_relu, "elu": F.elu, "selu": F.selu, "celu": lambda x: F.celu(x, 1.5),
+    "softplus": lambda x: F.softplus(x * 15),
+    "softplus_beta": lambda x: F.softplus(x, 2.0), "mish": F.mish, "silu": F.silu, "logsigmoid": F.logsigmoid,
+    "softsign": F.softsign,
     "tanhshrink": F.tanhshrink, "threshold": lambda x: F.threshold(x, 0.1, 0.0), "rrelu": F.rrelu,
     "relu_": lambda x: F.relu_(x * 2), "glu": lambda x: F.glu(torch.cat([x, x * 2], -1))}
 ARITHMETIC: dict[str, Function] = {
-    "square": torch.square, "pow3": lambda x: x ** 3, "pow1.5": lambda x: (x * x + 1) ** 1.5, "pow-1": lambda x: (x * x + 1) ** -1,
-    "rsqrt": lambda x: (x * x + 1).rsqrt(), "exp": torch.exp, "log1p": lambda x: (x * x).log1p(), "erf": torch.erf, "abs": torch.abs,
+    "square": torch.square, "pow3": lambda x: x ** 3, "pow1.5": lambda x: (x * x + 1) ** 1.5,
+    "pow-1": lambda x: (x * x + 1) ** -1,
+    "rsqrt": lambda x: (x * x + 1).rsqrt(), "exp": torch.exp, "log1p": lambda x: (x * x).log1p(), "erf": torch.erf,
+    "abs": torch.abs,
     "alpha": lambda x: torch.add(x, x * x, alpha=3), "rsub": lambda x: 1 - x * x, "div": lambda x: 1 / (x * x + 1),
     "maximum": lambda x: torch.maximum(x, 0.5 * x + 0.1), "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "masked": lambda x: x.masked_fill(x > 0.5, 0.0), "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
     "lerp": lambda x: torch.lerp(x, x * x, 0.3), "sign": lambda x: x * x.sign(), "add_": lambda x: (x * 2).add_(1)}
 REDUCTIONS: dict[str, Function] = {
-    "softmax": lambda x: x.softmax(-1), "log_softmax": lambda x: x.log_softmax(1), "logsumexp": lambda x: x - x.logsumexp(-1, True),
-    "std": lambda x: x / x.std(-1, keepdim=True), "var": lambda x: x * x.var(1, keepdim=True), "sum": lambda x: x * x.sum(1, True),
+    "softmax": lambda x: x.softmax(-1), "log_softmax": lambda x: x.log_softmax(1),
+    "logsumexp": lambda x: x - x.logsumexp(-1, True),
+    "std": lambda x: x / x.std(-1, keepdim=True), "var": lambda x: x * x.var(1, keepdim=True),
+    "sum": lambda x: x * x.sum(1, True),
     "normalize": lambda x: F.normalize(x, dim=-1), "bmm": lambda x: torch.bmm(x, x.transpose(1, 2)) @ x,
     "einsum": lambda x: torch.einsum("bnd,bmd->bnm", x, x) @ x, "outer": lambda x: x + torch.outer(x[0, 0], x[0, 1]).mean()}
 
@@ -97,10 +104,13 @@ def own(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 LAYERS: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
-    "prelu": (own, nn.PReLU), "prelu8": (swapped, lambda: nn.PReLU(WIDTH)), "layer_norm2": (own, lambda: nn.LayerNorm((ROWS, WIDTH))),
-    "no_bias": (own, lambda: nn.LayerNorm(WIDTH, bias=False)), "no_affine": (own, lambda: nn.LayerNorm(WIDTH, elementwise_affine=False)),
+    "prelu": (own, nn.PReLU), "prelu8": (swapped, lambda: nn.PReLU(WIDTH)),
+    "layer_norm2": (own, lambda: nn.LayerNorm((ROWS, WIDTH))),
+    "no_bias": (own, lambda: nn.LayerNorm(WIDTH, bias=False)),
+    "no_affine": (own, lambda: nn.LayerNorm(WIDTH, elementwise_affine=False)),
     "rms_norm": (own, lambda: nn.RMSNorm(WIDTH)), "group_norm": (swapped, lambda: nn.GroupNorm(2, WIDTH)),
-    "batch_norm": (swapped, lambda: nn.BatchNorm1d(WIDTH)), "conv1d": (swapped, lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
+    "batch_norm": (swapped, lambda: nn.BatchNorm1d(WIDTH)), "conv1d": (swapped,
+                                                                       lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
     "plain_batch_norm": (swapped, lambda: nn.BatchNorm1d(WIDTH, affine=False))}
 
 
@@ -122,7 +132,8 @@ ATTENTION: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
     "multihead": (lambda m, x: m(x, x, x, need_weights=False)[0], lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
     "weights": (lambda m, x: m(x, x, x)[0], lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
     "encoder": (own, lambda: nn.TransformerEncoderLayer(WIDTH, 2, 12, batch_first=True)),
-    "norm_first": (own, lambda: nn.TransformerEncoderLayer(WIDTH, 2, 12, activation="gelu", norm_first=True, batch_first=True)),
+    "norm_first": (own, lambda: nn.TransformerEncoderLayer(WIDTH, 2, 12, activation="gelu", norm_first=True,
+                                                           batch_first=True)),
     "separate": (separate, lambda: nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))),
     "causal": (lambda m, x: qkv(m, x, is_causal=True), packed), "scale": (lambda m, x: qkv(m, x, scale=0.1), packed),
     "mask": (lambda m, x: qkv(m, x, attn_mask=torch.ones(ROWS, ROWS).tril().bool()), packed),
@@ -165,7 +176,8 @@ class Images(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act(self.norm(self.stem(x)))
-        branches = [self.group(x), self.one(x), self.each(x), F.max_pool2d(x, 2), F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2),
+        branches = [self.group(x), self.one(x), self.each(x), F.max_pool2d(x, 2), F.max_pool2d(x, 3, 2, 1),
+                    F.avg_pool2d(x, 2),
                     F.adaptive_avg_pool2d(x, 2), F.interpolate(x, scale_factor=2) * 0.5, F.adaptive_avg_pool2d(x * x, 1),
                     self.rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1)]
         return self.head(torch.stack([b.mean((2, 3)) for b in branches]).mean(0))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compilation.capture import InputSpec
-from compilation.capture.expand import EXPANSIONS
+from compilation.capture.expansion import EXPANSIONS
 from compilation.errors import CaptureError, CompilationError, GradientError, PlanError, UnsupportedOperationError
 from compilation.pipeline import Compiler
 
@@ -68,12 +68,14 @@ def cast(block: Any, h: torch.Tensor) -> torch.Tensor:
 
 
 DIFFERENT: dict[str, tuple[Body, str]] = {
-    "dropout": (lambda b, h: F.dropout(h, 0.5), r"aten::dropout in mid\.block is active \(p=0\.5, training\).*model\.eval\(\)"),
+    "dropout": (lambda b, h: F.dropout(h, 0.5), r"aten::dropout in mid\.block is active \(p=0\.5, "
+                                                r"training\).*model\.eval\(\)"),
     "alpha": (lambda b, h: F.alpha_dropout(h, 0.2, True), r"aten::alpha_dropout in mid\.block is active"),
     "feature alpha": (lambda b, h: F.feature_alpha_dropout(h, 0.2, True), r"aten::feature_alpha_dropout in mid\.block"),
     "channels": (lambda b, h: F.dropout1d(h[None], 0.5)[0], r"aten::feature_dropout in mid\.block"),
     "in place": (lambda b, h: F.dropout(h * 1.5, 0.5, inplace=True), r"aten::dropout_ in mid\.block"),
-    "attention": (lambda b, h: F.scaled_dot_product_attention(h[None, None], h[None, None], h[None, None], dropout_p=0.1)[0, 0],
+    "attention": (lambda b, h: F.scaled_dot_product_attention(h[None, None], h[None, None], h[None, None], dropout_p=0.1)[0,
+                                                                                                                          0],
                   r"scaled_dot_product_attention in mid\.block has dropout_p=0\.1"),
     "rand": (lambda b, h: h + torch.rand_like(h), r"aten::rand_like in mid\.block draws random numbers"),
     "randn": (lambda b, h: h + torch.randn(1, 6), r"aten::randn in mid\.block draws random numbers"),
@@ -136,8 +138,10 @@ def test_what_cannot_be_compiled_is_named_with_its_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize(("body", "kind", "text"), [
-    (lambda b, h: torch.sin(h), UnsupportedOperationError, r"operation sin in mid\.block has no kernel and cannot be compiled \(TIR"),
-    (lambda b, h: torch.atan(h), GradientError, r"operation atan in mid\.block has no gradient: train only what lies above it"),
+    (lambda b, h: torch.sin(h), UnsupportedOperationError, r"operation sin in mid\.block has no kernel and cannot be "
+                                                           r"compiled \(TIR"),
+    (lambda b, h: torch.atan(h), GradientError, r"operation atan in mid\.block has no gradient: train only what lies above "
+                                                r"it"),
     (lambda b, h: h.sort(-1)[0], CompilationError, r"operation \w*sort in mid\.block has no gradient"),
 ], ids=["no C form", "no gradient", "several results"])
 def test_what_cannot_be_trained_through_is_named_with_its_layer(body: Body, kind: type[Exception], text: str) -> None:
@@ -155,8 +159,10 @@ def test_what_tvm_raises_leaves_as_ours(monkeypatch: pytest.MonkeyPatch) -> None
 
     model, plan = Net(lambda b, h: torch.tanh(h)), {"mid.block.lin.bias": "all"}
     for owner, name, kind, text in [
-            (recognise.Recogniser, "matmul", UnsupportedOperationError, r"an operation in mid\.block\.lin cannot be compiled"),
-            (gradient.relax.transform, "Gradient", GradientError, r"cannot be compiled \(Check failed: \(n > 0\) is false\)"),
+            (recognise.Recogniser, "matmul", UnsupportedOperationError,
+             r"an operation in mid\.block\.lin cannot be compiled"),
+            (gradient.relax.transform, "Gradient", GradientError,
+             r"cannot be compiled \(Check failed: \(n > 0\) is false\)"),
             (tail._Writer, "_statement", UnsupportedOperationError, r"operation tanh in mid\.block has no kernel")]:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
@@ -184,19 +190,27 @@ class Result(nn.Module):
     (Two(), r"Two\.forward cannot be called with one input \(missing a required argument: 'y'\)"),
     (Result(lambda y: {"logits": y}), "Result returns several values or a container"),
     (Result(lambda y: (y, y)), "Result returns several values or a container"),
-    (Result(lambda y: y[0]), r"result has shape \(4,\): a classifier's \(1, classes\)"),
-    (Result(lambda y: y, 1), r"result has shape \(1, 1\).*two classes or more"),
     (Result(lambda y: torch.ones(1, 4)), "returns its input, a parameter or a constant"),
     (nn.Flatten(), "returns its input, a parameter or a constant"),
     (nn.Sequential(nn.Embedding(10, 4), nn.Flatten()), "torch.export cannot capture Sequential as one graph: .*indices"),
-    (Result(lambda y: y).double(), r"parameter head\.weight is float64: the device computes in float32; use model\.float\(\)"),
+    (Result(lambda y: y).double(),
+     r"parameter head\.weight is float64: the device computes in float32; use model\.float\(\)"),
     (Result(lambda y: y).half(), r"parameter head\.weight is float16"),
     (Result(lambda y: y).to("meta"), r"parameter head\.weight holds no values"),
-], ids=["two inputs", "dict", "tuple", "one row", "one class", "constant", "its input", "integers", "double", "half", "meta"])
+], ids=["two inputs", "dict", "tuple", "constant", "its input", "integers", "double", "half",
+        "meta"])
 def test_a_model_of_another_kind_is_refused_in_one_line(model: nn.Module, text: str) -> None:
     with pytest.raises(CaptureError, match=text) as caught:
         Compiler(model.eval(), SPEC)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("model", "text"), [(Result(lambda y: y[0]), r"\(4,\), not \(1, classes\)"),
+                                             (Result(lambda y: y, 1), r"\(1, 1\): a classifier needs at least 2 classes"),
+                                             (Result(lambda y: y[None]), r"\(1, 1, 4\), not \(1, classes\)")])
+def test_a_result_that_is_no_classifiers_is_refused(model: nn.Module, text: str) -> None:
+    with pytest.raises((CaptureError, PlanError), match=text):
+        Compiler(model.eval(), SPEC).compile({"head.bias": "all"})
 
 
 def test_a_constant_of_the_input_is_refused() -> None:
