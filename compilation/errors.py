@@ -7,6 +7,10 @@ class CompilationError(Exception):
     """Base class: anything the compiler refuses."""
 
 
+class RequestError(CompilationError):
+    """The command line asks for what cannot be: flags that contradict each other, an output that is not ours."""
+
+
 class CaptureError(CompilationError):
     """The PyTorch model could not be exported or imported."""
 

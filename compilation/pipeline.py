@@ -10,7 +10,7 @@ from torch import nn
 
 from compilation.capture import Exported, InputSpec, capture
 from compilation.cost import Memory, memory
-from compilation.errors import BudgetError
+from compilation.errors import BudgetError, GradientError
 from compilation.judge import judge
 from compilation.memory.liveness import ALIGNMENT, lifetimes, lower_bound, padded
 from compilation.memory.placement import Item, place
@@ -18,7 +18,7 @@ from compilation.memory.validate import check_program_memory
 from compilation.passes.training import Selection, parameter_values
 from compilation.program import Program
 from compilation.scheduling import Planner, Schedule, binding
-from compilation.tvm_adapter import import_model
+from compilation.tvm_adapter import import_model, importable
 
 
 @dataclass
@@ -43,12 +43,16 @@ class Compiler:
     """Compiles one model; captured once, then planned for any number of update plans and budgets."""
 
     def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit") -> None:
-        self.exported: Exported = capture(model, spec)
+        self.exported: Exported = capture(model, spec, importable())
         self.forward = import_model(self.exported, name)
-        self.shapes = {n: v.shape for n, v in self.exported.parameters.items()}
+        self.shapes = self.exported.shapes
         self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 
     def planner(self, plan: dict[str, Selection], momentum: float = 0.0) -> Planner:
+        """Raises GradientError for a parameter that the model detaches wherever it uses it."""
+        if still := [n for n, s in plan.items() if s not in ("none", None) and n in self.exported.stopped]:
+            raise GradientError(f"no gradient reaches {', '.join(still)}, which the model uses only detached: PyTorch "
+                                "would leave it as it is; take it out of the plan")
         return Planner(self.forward, plan, self.shapes, momentum, self.zero)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,

@@ -22,6 +22,9 @@ VIEW = "reshape"    # the operation that only gives a tensor another shape: the 
 TEXT_LIMIT = 40     # characters of an attribute that `Program.text` shows; of longer ones it says how long they are
 
 
+STOP = "stop_gradient"      # the attribute of a reshape that no gradient passes, as PyTorch's detach
+
+
 class Role(str, Enum):
     """What a tensor is for; decides which memory it lives in."""
 

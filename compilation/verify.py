@@ -11,7 +11,7 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
 from compilation.ops.indices import bind
 from compilation.passes.rewrite import site
-from compilation.program import DTYPE_BYTES, INDICES, VIEW, Call, Program, Role, Tensor
+from compilation.program import DTYPE_BYTES, INDICES, STOP, VIEW, Call, Program, Role, Tensor
 
 RELAX, TIR = "relax:", "tir:"       # the long tail, before and after it is lowered
 TAIL_ATTRS: dict[str, dict[str, type]] = {
@@ -136,7 +136,7 @@ class _Verifier:
             where = site(self.program, call)
             self._kernel(op, call, where)
         elif tail is None:
-            self._exactly(call, ["x"], ["y"], {})
+            self._exactly(call, ["x"], ["y"], {k: int for k in call.attrs if k == STOP})
         elif tail == RELAX:
             self._exactly(call, list(call.inputs), ["y"], TAIL_ATTRS[RELAX])
         else:

@@ -14,6 +14,10 @@ from compilation.program import Call, Program, Role, Tensor, Weight
 Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
 
 
+NUMPY_DTYPE = {"f32": np.float32, "i32": np.int32, "u16": np.uint16, "u8": np.uint8}
+MOST_INDICES = 2**16      # an index list is uint16_t on the device
+
+
 def add_loss(program: Program) -> None:
     """Append the label input and softmax cross-entropy."""
     logits = program.logits
@@ -24,10 +28,9 @@ def add_loss(program: Program) -> None:
         raise PlanError(f"the model's result has shape {t.shape}: a classifier needs at least 2 classes, with one the "
                         "cross-entropy is 0 whatever the weights are")
     program.put(logits, role=Role.OUTPUT)
-    program.add(Tensor("label", (1,), "i32", Role.INPUT))
-    program.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
-    program.calls.append(Call("cross_entropy", {"logits": logits, "label": "label"}, {"loss": "loss"}))
-    program.label, program.loss = "label", "loss"
+    program.label = program.add(Tensor(fresh(program, "label"), (1,), "i32", Role.INPUT)).name
+    program.loss = program.add(Tensor(fresh(program, "loss"), (1,), "f32", Role.OUTPUT)).name
+    program.calls.append(Call("cross_entropy", {"logits": logits, "label": program.label}, {"loss": program.loss}))
 
 
 def make_matrices(program: Program) -> None:
@@ -62,12 +65,24 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
             raise PlanError(f"{name}: a selection is 'all', 'none', {{cols: [...]}} or {{rows: [...]}}, not {selection!r}")
         if name not in program.weights:
             raise PlanError(f"{name}: only weight matrices can be trained in part; use 'all' or 'none'")
+        if others := [c for c in program.calls if name in c.inputs.values() and not _as_matrix(c, name)]:
+            raise PlanError(f"{name}: {others[0].op} in {others[0].where or 'the model'} reads it whole, so it cannot be "
+                            "trained in part; use 'all' or 'none'")
         size = program.weights[name].shape[1 if axis == "cols" else 0]
+        if size > MOST_INDICES:
+            raise PlanError(f"{name}: it has {size:,} {axis}, and the device lists at most {MOST_INDICES:,} (two bytes an "
+                            "index); use 'all' or 'none'")
         if list(index) != sorted(set(index)) or (index and not 0 <= index[0] <= index[-1] < size):
             raise PlanError(f"{name}: {axis} must be ascending, without repeats and within 0..{size - 1}")
         if index:
             checked[name] = "all" if len(index) == size else {axis: [int(i) for i in index]}
     return checked
+
+
+def _as_matrix(call: Call, name: str) -> bool:
+    """Whether a call reads this parameter in matrix slots only."""
+    return call.op in REGISTRY and all(REGISTRY[call.op].slots[s].kind == "matrix" for s,
+                                       t in call.inputs.items() if t == name)
 
 
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:
@@ -169,6 +184,6 @@ def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dic
         if t.name in values or t.role not in (Role.CONSTANT, Role.TRAINED):
             continue
         source = program.constants[t.name] if t.name in program.constants else parameters[t.name]
-        values[t.name] = np.ascontiguousarray(source, np.uint16 if t.dtype == "u16" else np.float32).reshape(t.shape)
+        values[t.name] = np.ascontiguousarray(source, NUMPY_DTYPE[t.dtype]).reshape(t.shape)
     return values
 

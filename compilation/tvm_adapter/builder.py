@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 
 from compilation.errors import UnsupportedOperationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call, Program, Role, Tensor
-from compilation.tvm_adapter.keep import keep_call
-from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
-from compilation.tvm_adapter.values import Concat, GramProduct, Many, Value, View, view_of
+from compilation.tvm_adapter.keep import PROGRAM_DTYPE, dtype_of, keep_call
+from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of, spelled
+from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
 
 
 def op_name(call: relax.Call) -> str:
@@ -23,18 +25,50 @@ def op_name(call: relax.Call) -> str:
     return call.op.name.removeprefix("relax.") if hasattr(call.op, "name") else str(call.op)
 
 
-class Builder:
-    """Emits calls and tensors. `where` is the module path of the layer being imported."""
+# Operations that spread a single number over their other arguments by themselves.
+SPREADING = {"where", "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "greater", "greater_equal",
+             "less", "less_equal", "equal", "not_equal"}
 
-    def __init__(self, name: str) -> None:
+
+@dataclass(frozen=True)
+class ImageTensors:
+    """Names of the uint8 image and of its normalisation; empty when the input is float32."""
+
+    pixels: str = ""
+    scale: str = ""
+    shift: str = ""
+
+    @property
+    def slots(self) -> dict[str, str]:
+        return {"image": self.pixels, "scale": self.scale, "shift": self.shift}
+
+
+class Builder:
+    """Emits calls and tensors. `where` is the module path of the layer being imported.
+
+    taken: names that belong to the model's parameters; a tensor of ours never gets one of them.
+    """
+
+    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
         self.program = Program(name)
         self.producer: dict[str, Call] = {}     # tensor -> the call that makes it
+        self.taken = frozenset(taken)
         self.where = ""
+        self.layer = ""                         # the module path of the operation at hand, where it is known
+        self.image = ImageTensors()
+        self.float_image = ""                   # the normalised image, once something reads it
+        self.made: dict[Any, str] = {}          # rearrangement (base, shape, source indices) -> tensor that holds it
+        self.constants: dict[Any, str] = {}     # shape, type and bytes -> CONSTANT tensor
+
+    @property
+    def place(self) -> str:
+        """The module path of what is being imported, for messages."""
+        return self.layer or self.where or "the model's top level"
 
     # -- tensors and calls ----------------------------------------------------------------------------
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: str = "f32", role: Role = Role.ACTIVATION) -> str:
         stem, n = name, 1
-        while name in self.program.tensors:
+        while name in self.program.tensors or name in self.taken:
             n += 1
             name = f"{stem}.{n}"
         return self.program.add(Tensor(name, shape, dtype, role, source=self.where)).name
@@ -63,29 +97,30 @@ class Builder:
         return view_of(tensor, shape)
 
     def _rows(self, value: Any) -> str | None:
-        """The tensor behind a plain activation view, as a (rows, features) matrix; None if it is anything else."""
-        if not isinstance(value, View):
-            if isinstance(value, GramProduct | Concat):
-                return self._rows(self._settle(value))
+        """The tensor behind an activation, as a (rows, features) matrix; None for a parameter or a constant."""
+        if isinstance(value, GramProduct | Concat):
+            value = self._settle(value)
+        if not isinstance(value, View) or value.parameter:
             return None
-        if value.parameter or value.base == "image":
-            return None
-        if not value.covers(math.prod(self.program.tensors[value.base].shape)):
-            name = self._pick_row(value)
-            if name is None:
-                return None
-            value = self._as(name, value.shape)
-        t = self.program.tensors[value.base]
-        want = (math.prod(value.shape[:-1]), value.shape[-1]) if len(value.shape) > 1 else (1, *value.shape)
-        if len(value.shape) > 2 and value.shape[0] != 1:
-            return None
-        if t.shape == want:
-            return value.base
-        return self._reshape(value.base, want)
+        name = self._as_input(value)
+        want = (math.prod(value.shape[:-1]), value.shape[-1]) if value.shape else (1, 1)
+        return name if self.program.tensors[name].shape == want else self._reshape(name, want)
 
-    def _reshape(self, tensor: str, shape: tuple[int, ...]) -> str:
-        out = self._tensor(f"{tensor}.view", shape)
-        return self._append(Call("reshape", {"x": tensor}, {"y": out}, where=self.where))
+    def _reshape(self, tensor: str, shape: tuple[int, ...], attrs: Mapping[str, Any] | None = None) -> str:
+        out = self._tensor(f"{tensor}.{'stopped' if attrs else 'view'}", shape)
+        return self._append(Call("reshape", {"x": tensor}, {"y": out}, attrs or {}, where=self.where))
+
+    def _constant(self, value: np.ndarray) -> str:
+        """A CONSTANT tensor with these values; the same values are kept once."""
+        dtype = PROGRAM_DTYPE.get(str(value.dtype))
+        if dtype is None:
+            raise UnsupportedOperationError(f"a constant in {self.place} is {value.dtype}: the device computes in float32")
+        key = (value.shape, dtype, value.tobytes())
+        if key not in self.constants:
+            self.constants[key] = self._tensor(f"{self.where}.constant" if self.where else "constant", value.shape or (1,),
+                                               dtype, Role.CONSTANT)
+            self.program.constants[self.constants[key]] = tuple(value.reshape(-1).tolist())
+        return self.constants[key]
 
     def _pick_row(self, value: View) -> str | None:
         """A view that is one whole row of a (rows, features) tensor -> take_row."""
@@ -112,77 +147,118 @@ class Builder:
     def _settle(self, value: Any) -> Value:
         """Turn a pending concatenation or Gram product into a tensor."""
         if isinstance(value, Concat):
-            *prefix, last = value.items
-            producer = self.producer.get(last.base) if isinstance(last, View) and last.plain else None
-            names = [self._parameter(p) for p in prefix]
-            if producer is not None and producer.op == "patch_embed" and not {"prefix", "pos"} & producer.inputs.keys() \
-                    and len(names) == 1 and names[0] is not None and value.axis == 1:
-                tensor = self.program.tensors[last.base]
-                rows = value.shape[1] - tensor.shape[0]
-                self.program.put(names[0], shape=(rows, tensor.shape[1]))
-                self._give(producer, "prefix", names[0])
-                self.program.put(last.base, shape=(value.shape[1], tensor.shape[1]))
-                value.items = [self._as(last.base, value.shape)]
-                return self._as(last.base, value.shape)
+            if len(value.items) > 1 and value.sole:
+                self._take_prefix(value)
             if len(value.items) == 1:
                 return value.items[0]
         if isinstance(value, Concat | GramProduct) and value.origin:
             return self._tail(op_name(value.origin[0]), *value.origin)
         return value
 
+    def _take_prefix(self, value: Concat) -> None:
+        """A parameter in front of the tokens of a patch embedding becomes its prefix."""
+        *prefix, last = value.items
+        producer = self.producer.get(last.base) if isinstance(last, View) and last.plain else None
+        names = [self._parameter(p) for p in prefix]
+        if producer is not None and producer.op == "patch_embed" and not {"prefix", "pos"} & producer.inputs.keys() \
+                and len(names) == 1 and names[0] is not None and value.axis == 1:
+            tensor = self.program.tensors[last.base]
+            rows = value.shape[1] - tensor.shape[0]
+            self.program.put(names[0], shape=(rows, tensor.shape[1]))
+            self._give(producer, "prefix", names[0])
+            self.program.put(last.base, shape=(value.shape[1], tensor.shape[1]))
+            value.items = [self._as(last.base, value.shape)]
+
     # -- rearrangements and the long tail ---------------------------------------------------------------
     def _rearrange(self, name: str, call: relax.Call, args: list[Any]) -> Value | None:
         x = args[0] if args else None
-        if isinstance(x, Many) and name != "concat":
+        if name not in REARRANGEMENTS or (name == "take" and not isinstance(call.args[1], GenericConst)):
             return None
-        if isinstance(x, Concat) and name in REARRANGEMENTS:
+        if isinstance(x, Concat | GramProduct):
             x = self._settle(x)
-        if not isinstance(x, View) or name not in REARRANGEMENTS:
+        if isinstance(x, Constant):
+            moved = REARRANGEMENTS[name](np.arange(x.value.size).reshape(x.shape), call)
+            whole = moved if isinstance(moved, list) else [moved]
+            values = [Constant(x.value.reshape(-1)[m]) for m in whole]
+            return Many(list(values)) if isinstance(moved, list) else values[0]
+        if not isinstance(x, View):
             return None
         moved = REARRANGEMENTS[name](x.index, call)
-        origin = (call, [x, *args[1:]])
         if isinstance(moved, list):
-            return Many([View(x.base, m, x.parameter, None) for m in moved])
-        return View(x.base, moved, x.parameter, origin)
+            return Many([View(x.base, m, x.parameter, (call, x, i)) for i, m in enumerate(moved)])
+        return View(x.base, moved, x.parameter, (call, x, None))
 
     def _materialise(self, value: Any) -> str:
         """The tensor a value stands for, with exactly the value's elements in order."""
         value = self._settle(value)
-        if isinstance(value, View):
-            if value.covers(math.prod(self.program.tensors[value.base].shape)):
-                return value.base
-            if not value.parameter and (row := self._pick_row(value)):
-                return row
-            if value.origin:
-                made = self._tail(op_name(value.origin[0]), *value.origin)
-                assert isinstance(made, View)
-                return made.base
-        raise UnsupportedOperationError(
-            f"a rearrangement in {self.where or 'the model'} cannot be compiled: replace split/unbind there by slicing")
+        if isinstance(value, Constant):
+            return self._constant(value.value)
+        if not isinstance(value, View):
+            raise UnsupportedOperationError(f"an operation in {self.place} is given several tensors at once where one is "
+                                            "expected: replace it by operations on single tensors")
+        if value.covers(math.prod(self.program.tensors[value.base].shape)):
+            return value.base
+        if not value.parameter and (row := self._pick_row(value)):
+            return row
+        key = (value.base, value.index.shape, value.index.tobytes())
+        if key not in self.made:
+            assert value.moved is not None
+            call, source, part = value.moved
+            self.made[key] = self._move(call, source, part)
+        return self.made[key]
+
+    def _move(self, call: relax.Call, source: View, part: int | None) -> str:
+        """A rearrangement that must be done: as calls of the long tail."""
+        variable = relax.Var("x", relax.TensorType(list(source.shape), "float32"))
+        builder = relax.BlockBuilder()
+        with builder.function("main", [variable]):
+            with builder.dataflow():
+                out = builder.emit_output(builder.emit(spelled(call, variable, part)))
+            builder.emit_func_output(out)
+        value: Value = source
+        for block in builder.get()["main"].body.blocks:
+            for b in block.bindings:
+                if isinstance(b.value, relax.Call):
+                    value = self._tail(op_name(b.value), b.value, [value])
+        assert isinstance(value, View)
+        return value.base
 
     def _tail(self, name: str, call: relax.Call, args: list[Any]) -> Value:
         """Keep a Relax call as it is; the adapter differentiates and legalises it later."""
-        inputs: dict[str, str] = {}
-        for i, a in enumerate(args):
-            if isinstance(a, Many):
-                for j, item in enumerate(a.items):
-                    inputs[f"in{i}.{j}"] = self._materialise(item)
-            elif isinstance(a, View | Concat | GramProduct):
-                inputs[f"in{i}"] = self._materialise(a)
         if not hasattr(call.ty, "shape"):
-            raise UnsupportedOperationError(f"operation {name} in {self.where or 'the model'} returns several tensors: "
-                                            "replace it by operations with one result")
-        if any(t == "image" for t in inputs.values()):
-            inputs = {k: self._float_image() if t == "image" else t for k, t in inputs.items()}
-        out = self._tensor(f"{self.where}.{name}" if self.where else name, shape_of(call))
-        self._append(Call(f"relax:{name}", inputs, {"y": out}, keep_call(call), where=self.where))
+            raise UnsupportedOperationError(f"operation {name} in {self.place} returns several tensors: replace it by "
+                                            "operations with one result")
+        dtype = PROGRAM_DTYPE.get(dtype_of(call.ty))
+        if dtype is None:
+            raise UnsupportedOperationError(f"operation {name} in {self.place} makes {dtype_of(call.ty)} values: the device "
+                                            "computes in float32")
+        inputs: dict[str, str] = {}
+        given = [relax.const(a.value.numpy().astype(np.int32)) if isinstance(a, GenericConst)
+                 and dtype_of(a.ty) == "int64" else a
+                 for a in call.args]
+        for i, a in enumerate(args):
+            if isinstance(a, Many) and all(isinstance(v, View | Constant | Concat | GramProduct) for v in a.items):
+                inputs |= {f"in{i}.{j}": self._as_input(item) for j, item in enumerate(a.items)}
+            elif isinstance(a, Constant) and a.uniform and (a.value.size == 1 or name in SPREADING):
+                given[i] = relax.const(a.value.reshape(-1)[0], str(a.value.dtype))
+            elif isinstance(a, View | Constant | Concat | GramProduct):
+                inputs[f"in{i}"] = self._as_input(a)
+        out = self._tensor(f"{self.where}.{name}" if self.where else name, shape_of(call), dtype)
+        kept = relax.Call(call.op, given, call.attrs)
+        self._append(Call(f"relax:{name}", inputs, {"y": out}, keep_call(kept), where=self.layer or self.where))
         return self._as(out, shape_of(call))
 
+    def _as_input(self, value: Any) -> str:
+        """The tensor of an argument of the long tail, which reads floats and no pixels."""
+        on_pixels = isinstance(value, View) and value.base == self.image.pixels
+        return self._materialise(self._on(self._float_image(), value) if on_pixels else value)
+
+    def _on(self, base: str, value: View) -> View:
+        """The same elements in the same arrangement of another tensor."""
+        moved = value.moved and (value.moved[0], self._on(base, value.moved[1]), value.moved[2])
+        return View(base, value.index, moved=moved)
+
     def _float_image(self) -> str:
-        if "image.float" not in self.program.tensors:
-            if "normalize_image" not in REGISTRY:
-                raise UnsupportedOperationError(f"the operation in {self.where or 'the model'} reads the image directly: "
-                                                "only a patch embedding can")
-            return self._emit("normalize_image",
-                              {"image": "image", "scale": "image.scale", "shift": "image.shift"}, hint="image.float")
-        return "image.float"
+        if not self.float_image:
+            self.float_image = self._emit("normalize_image", self.image.slots, hint="image.float")
+        return self.float_image

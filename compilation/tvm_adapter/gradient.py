@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from tvm import relax
-from tvm.ir import GenericConst
+from tvm.ir import GenericConst, Op
 
 from compilation.errors import GradientError
 from compilation.ops import REGISTRY
-from compilation.program import Call, Program, Role, Tensor
+from compilation.passes.rewrite import fresh
+from compilation.program import STOP, Call, Program, Role, Tensor
+from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.keep import RELAX_DTYPE, keep_call, rebuild_call
-from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call
+from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call, register_all
+
+TAIL = "relax:"
 
 
 def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
@@ -26,24 +30,60 @@ def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict
     for name in wanted:
         if name not in forward.tensors:
             raise GradientError(f"no gradient can be taken for {name!r}: the compiled model has no such parameter in use")
-    calls = _dependent(forward, wanted)
+    calls = _between(forward, wanted)
     reached = {t for c in calls for t in c.inputs.values()}
     missing = [w for w in wanted if w not in reached]
     if missing:
-        raise GradientError(f"the loss does not depend on {', '.join(missing)}")
-    module, inputs = _to_relax(forward, calls)
+        raise GradientError(f"no gradient of the loss reaches {', '.join(missing)} (detach, no_grad, or no way to the "
+                            "result): PyTorch would leave it as it is; take it out of the plan")
+    register_all()
+    for c in calls:
+        if c.op.startswith(TAIL) and Op.get(f"relax.{c.op.removeprefix(TAIL)}").get_attr("FPrimalGradient") is None:
+            raise GradientError(f"operation {c.op.removeprefix(TAIL)} in {c.where or 'the model'} has no gradient: train "
+                                f"only what lies above it, or {REMEDY}")
+    with door(GradientError, lambda: _culprit(forward, calls), f"train only what lies above it, or {REMEDY}"):
+        inputs, adjoint = _adjoint(forward, calls, wanted)
+        return _Reader(forward, calls, inputs, adjoint).read(wanted)
+
+
+def _between(program: Program, wanted: list[str]) -> list[Call]:
+    """The calls on a way from a wanted parameter to the loss, in order. A stopped gradient ends a way."""
+    live, above = set(wanted), []
+    for c in program.calls:
+        if live & set(c.inputs.values()) and STOP not in c.attrs:
+            above.append(c)
+            live |= set(c.outputs.values())
+    needed, calls = {program.loss}, []
+    for c in reversed(above):
+        if needed & set(c.outputs.values()):
+            calls.append(c)
+            needed |= set(c.inputs.values())
+    return calls[::-1]
+
+
+def _adjoint(program: Program, calls: list[Call], wanted: list[str]) -> tuple[list[str], Any]:
+    """Names of the inputs of the differentiated function, and the function with its gradients."""
+    module, inputs = _to_relax(program, calls)
     variables = dict(zip(inputs, module["main"].params, strict=True))
     adjoint = relax.transform.Gradient("main", require_grads=[variables[w] for w in wanted])(module)["main_adjoint"]
-    return _Reader(forward, calls, inputs, adjoint).read(wanted)
+    return inputs, adjoint
 
 
-def _dependent(program: Program, wanted: list[str]) -> list[Call]:
-    live, calls = set(wanted), []
-    for c in program.calls:
-        if live & set(c.inputs.values()):
-            calls.append(c)
-            live |= set(c.outputs.values())
-    return calls
+def _culprit(program: Program, calls: list[Call]) -> str:
+    """Which operation it is that cannot be differentiated: the first that cannot be on its own."""
+    for c in calls:
+        probe = program.copy()
+        result, = c.outputs.values()
+        floats = [t for t in dict.fromkeys(c.inputs.values()) if probe.tensors[t].dtype == "f32"]
+        probe.calls, probe.loss = [c], probe.add(Tensor(fresh(probe, "sum"), (), "f32", Role.OUTPUT)).name
+        total = relax.op.sum(relax.Var("x", relax.TensorType(list(probe.tensors[result].shape), "float32")))
+        probe.calls.append(Call("relax:sum", {"in0": result}, {"y": probe.loss},
+                                keep_call(relax.BlockBuilder().normalize(total))))
+        try:
+            _Reader(probe, probe.calls, *_adjoint(probe, probe.calls, floats)).read(floats)
+        except Exception:  # this one
+            return f"operation {c.op.removeprefix(TAIL)} in {c.where or 'the model'}"
+    return "the gradient of the model"
 
 
 def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
@@ -82,6 +122,7 @@ class _Reader:
         self.names: dict[Any, Any] = {}       # Relax variable -> tensor name, or list of names (tuple)
         self.calls: list[Call] = []
         self.forward = {f"call{i}": c for i, c in enumerate(calls)}
+        self.places = {t: c.where for c in program.calls for t in c.outputs.values()}     # tensor -> module path
         for var, name in zip(adjoint.params, inputs, strict=True):
             self.names[var] = name
 
@@ -140,8 +181,11 @@ class _Reader:
 
     def _emit(self, call: Call, shape: tuple[int, ...]) -> str:
         stem = next(iter(call.inputs.values()), call.op)
+        where = next((w for t in reversed(list(call.inputs.values())) if (w := self.places.get(t))), "")
+        call = call if call.where else replace(call, where=where)
         out = self._new(f"{stem}.{call.op.removeprefix('relax:')}", shape)
         self.calls.append(replace(call, outputs={"y": out}))
+        self.places[out] = call.where
         return out
 
     def _registry_call(self, expr: Any) -> Any:
@@ -156,6 +200,7 @@ class _Reader:
         for s, shape in gradients.items():
             outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
         self.calls.append(Call(op.name, inputs, outputs, {**op.defaults(), **attrs}, where=where))
+        self.places |= dict.fromkeys(outputs.values(), where)
         return list(outputs.values())
 
     def _only_needed(self, needed: set[str]) -> list[Call]:

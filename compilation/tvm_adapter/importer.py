@@ -8,21 +8,35 @@ for is kept as a Relax call (`relax:<name>`) and goes through legalised TIR late
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+from torch import fx
 from tvm import relax
 from tvm.ir import GenericConst
-from tvm.relax.frontend.torch import from_exported_program
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from compilation.capture import Exported
+from compilation.capture.regions import STOP_GRADIENT, operation, path_of
 from compilation.errors import CaptureError, UnsupportedOperationError
-from compilation.program import Program, Role, Tensor
-from compilation.tvm_adapter.builder import op_name
+from compilation.program import STOP, Program, Role, Tensor
+from compilation.tvm_adapter.builder import ImageTensors, op_name
+from compilation.tvm_adapter.door import REMEDY, door
+from compilation.tvm_adapter.keep import dtype_of
+from compilation.tvm_adapter.proof import prove_imports
 from compilation.tvm_adapter.rearrange import shape_of
 from compilation.tvm_adapter.recognise import Recogniser
+from compilation.tvm_adapter.relax_ops import STOP_GRADIENT as STOP_CALL
+from compilation.tvm_adapter.relax_ops import stop_gradient
 from compilation.tvm_adapter.values import Constant, Many, Value, View, view_of
+
+
+@cache
+def importable() -> frozenset[str]:
+    """PyTorch operations that Relax imports, with their overloads: "add.Tensor"."""
+    return frozenset(k for k in ExportedProgramImporter().convert_map if isinstance(k, str)) - {"batch_norm.default"}
 
 
 def import_model(exported: Exported, name: str) -> Program:
@@ -30,85 +44,108 @@ def import_model(exported: Exported, name: str) -> Program:
 
     Raises UnsupportedOperationError, naming the operation and its module path.
     """
-    try:
-        module = from_exported_program(exported.program, keep_params_as_input=True,
-                                       unwrap_unit_return_tuple=True, run_ep_decomposition=False)
-    except Exception as error:
-        raise UnsupportedOperationError(_name_the_unsupported(exported, error)) from error
-    module, _ = relax.frontend.detach_params(module)
-    return Importer(exported, module["main"], name).run()
-
-
-def _name_the_unsupported(exported: Exported, error: Exception) -> str:
-    text = str(error)
     for node in exported.program.graph.nodes:
-        if node.op == "call_function" and getattr(node.target, "__name__", str(node.target)) in text:
-            path = exported.module_paths.get(node.name) or "the model's top level"
-            return (f"operation {node.target} in {path} has no Relax importer: replace it by supported operations "
-                    f"or keep it out of the compiled model")
-    return f"the model cannot be imported: {text.strip().splitlines()[-1]}"
+        if node.op == "call_function" and node.target is not STOP_GRADIENT and node.target.__name__ not in importable():
+            raise UnsupportedOperationError(f"operation {operation(node)} in {path_of(node)} has no importer: {REMEDY}")
+    prove_imports(exported)
+    translator = ExportedProgramImporter()
+
+    def unfinished() -> str:
+        left = [n for n in exported.program.graph.nodes if n.op == "call_function" and n not in translator.env]
+        return f"operation {operation(left[0])} in {path_of(left[0])}" if left else "the model"
+
+    with door(UnsupportedOperationError, unfinished, REMEDY):
+        module = translator.from_exported_program(
+            exported.program, keep_params_as_input=True, unwrap_unit_return_tuple=True, no_bind_return_tuple=False,
+            custom_convert_map={STOP_GRADIENT.__name__: lambda node,
+                                by: by.block_builder.emit(stop_gradient(by.env[node.args[0]]))})
+        module, _ = relax.frontend.detach_params(module)
+    nodes = {v: n for n, v in translator.env.items() if isinstance(v, relax.Var)}
+    importer = Importer(exported, module["main"], name, nodes)
+    with door(UnsupportedOperationError, lambda: f"an operation in {importer.place}", REMEDY):
+        return importer.run()
 
 
 class Importer(Recogniser):
-    """One walk over the bindings of a Relax function."""
+    """One walk over the bindings of a Relax function. nodes: Relax variable -> the PyTorch node whose value it is."""
 
-    def __init__(self, exported: Exported, function: relax.Function, name: str) -> None:
-        super().__init__(name)
-        self.exported, self.function = exported, function
-        self.values: dict[Any, Value] = {}
-        self.handlers: dict[str, Callable[[relax.Call, list[Value]], Value | None]] = {
+    def __init__(self, exported: Exported, function: relax.Function, name: str, nodes: Mapping[Any, fx.Node]) -> None:
+        super().__init__(name, exported.argument_names.values())
+        self.exported, self.function, self.nodes = exported, function, nodes
+        self.handlers: dict[str, Callable[[relax.Call, list[Any]], Value | None]] = {
             "matmul": self.matmul, "add": self.add, "multiply": self.multiply, "divide": self.divide,
             "nn.layer_norm": self.layer_norm, "nn.gelu": self.gelu, "nn.gelu_tanh": self.gelu_tanh,
             "nn.relu": self.relu, "nn.attention": self.attention, "nn.conv2d": self.conv2d,
-            "concat": self.concat, "mean": self.mean,
+            "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange,
+            STOP_CALL: self.stop,
         }
 
     # -- the walk -----------------------------------------------------------------------------------
     def run(self) -> Program:
-        spec = self.exported.spec
         first, *params = self.function.params
-        if spec.is_image:
-            c, h, w = spec.shape
-            self._tensor("image", (h, w, c), "u8", Role.INPUT)
-            self._tensor("image.scale", (c,), "f32", Role.CONSTANT)
-            self._tensor("image.shift", (c,), "f32", Role.CONSTANT)
-            self.program.constants = {"image.scale": tuple(np.asarray(spec.scale).tolist()),
-                                      "image.shift": tuple(np.asarray(spec.shift).tolist())}
-        else:
-            self._tensor("input", (1, *spec.shape), "f32", Role.INPUT)
-        self.program.image = "image" if spec.is_image else "input"
-        self.values[first] = view_of(self.program.image, (1, *spec.shape))
+        self.values[first] = self._input()
         for var in params:
             if str(var.name) not in self.exported.argument_names:
                 raise CaptureError(f"the imported model's argument {var.name} is no parameter: one input is expected")
             parameter, shape = self.exported.argument_names[str(var.name)], shape_of(var)
-            self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
+            if parameter not in self.program.tensors:       # tied weights come as two arguments
+                self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
             self.values[var] = view_of(parameter, shape, parameter=True)
-        bindings = [b for block in self.function.body.blocks for b in block.bindings]
-        for b in bindings:
-            relax.analysis.post_order_visit(b.value, self._count_use)
-        self._count_use(self.function.body.body)
-        for b in bindings:
-            self.values[b.var] = self._bind(b.value)
-        self.program.logits = self._materialise(self.values[self.function.body.body])
-        self._drop_unused_parameters()
+        result = self.walk(self.function)
+        if isinstance(result, Constant) or (isinstance(result, View)
+                                            and (result.parameter or result.base == self.program.image)):
+            raise CaptureError("the model returns its input, a parameter or a constant: there is nothing to compute")
+        shape = shape_of(self.function.body.body)
+        if len(shape) != 2 or shape[0] != 1:
+            raise CaptureError(f"the model's result has shape {shape}, not (1, classes): a classifier is expected")
+        self.program.logits = self._materialise(result)
+        self._keep_needed()
         return self.program
+
+    def _input(self) -> View:
+        spec = self.exported.spec
+        if not spec.is_image:
+            self.program.image = self._tensor("input", (1, *spec.shape), "f32", Role.INPUT)
+            return view_of(self.program.image, (1, *spec.shape))
+        c, h, w = spec.shape
+        self.program.image = self._tensor("image", (h, w, c), "u8", Role.INPUT)
+        self.image = ImageTensors(self.program.image, self._tensor("image.scale", (c,), "f32", Role.CONSTANT),
+                                  self._tensor("image.shift", (c,), "f32", Role.CONSTANT))
+        self.program.constants = {self.image.scale: tuple(np.asarray(spec.scale).tolist()),
+                                  self.image.shift: tuple(np.asarray(spec.shift).tolist())}
+        return view_of(self.image.pixels, (1, *spec.shape))
+
+    def walk(self, function: relax.Function) -> Value:
+        bindings = [b for block in function.body.blocks for b in block.bindings]
+        for b in bindings:
+            self.bound[b.var] = b.value
+            relax.analysis.post_order_visit(b.value, self._count_use)
+        self._count_use(function.body.body)
+        owners: list[Any] = []
+        for b in reversed(bindings):        # a variable in between belongs to the operation that is being made
+            owners.append(self.nodes.get(b.var) or (owners[-1] if owners else None))
+        for b, node in zip(bindings, reversed(owners), strict=True):
+            if node is not None:
+                self.layer = path_of(node)
+            self.values[b.var] = self._bind(b.value)
+        return self.values[function.body.body]
 
     def _count_use(self, expr: Any) -> None:
         if isinstance(expr, relax.Var):
             self.uses[expr] = self.uses.get(expr, 0) + 1
 
     def _bind(self, expr: Any) -> Value:
-        if isinstance(expr, relax.Call):
-            args = [self._arg(a) for a in expr.args]
-            self._locate(args)
-            name = op_name(expr)
-            handler = self.handlers.get(name)
-            value = handler(expr, args) if handler else None
-            if value is None:
-                value = self._rearrange(name, expr, args)
-            return value if value is not None else self._tail(name, expr, args)
-        return self._arg(expr)
+        if not isinstance(expr, relax.Call):
+            return self._arg(expr)
+        args = [self._arg(a) for a in expr.args]
+        self._locate(args)
+        name = op_name(expr)
+        value = self._fold(name, expr, args)
+        if value is None and name in self.handlers:
+            value = self.handlers[name](expr, args)
+        if value is None:
+            value = self._rearrange(name, expr, args)
+        return value if value is not None else self._tail(name, expr, args)
 
     def _arg(self, expr: Any) -> Any:
         if isinstance(expr, relax.Var):
@@ -127,8 +164,58 @@ class Importer(Recogniser):
             if isinstance(a, View) and a.parameter and "." in a.base:
                 self.where = a.base.rsplit(".", 1)[0]
 
-    def _drop_unused_parameters(self) -> None:
-        used = {t for c in self.program.calls for t in c.inputs.values()}
-        for name in [n for n, t in self.program.tensors.items() if t.role is Role.CONSTANT and n not in used]:
+    # -- constants, and where gradients stop -----------------------------------------------------------
+    def _fold(self, name: str, call: relax.Call, args: list[Any]) -> Value | None:
+        """What depends on constants alone (a buffer's square root, a causal mask) is computed now, in float32."""
+        if name not in FOLDED or not all(isinstance(a, Constant) for a in args[:FOLDED[name][0]]):
+            return None
+        count, function = FOLDED[name]
+        result = function(*(a.value for a in args[:count]), *(int(getattr(a, "value", a)) for a in args[count:]))
+        return Constant(np.asarray(result).astype(args[0].value.dtype))
+
+    def full(self, call: relax.Call, args: list[Any]) -> Value | None:
+        """A tensor of one number is a constant."""
+        value = args[1] if len(args) > 1 else None
+        return Constant(np.broadcast_to(value.value, shape_of(call))) if isinstance(value, Constant) else None
+
+    def arange(self, call: relax.Call, args: list[Any]) -> Value | None:
+        """Numbers in a row are a constant."""
+        start, end, step = (int(a) if (a := getattr(v, "value", v)) == int(a) else float(a) for v in args)
+        return Constant(np.arange(start, end, step).astype(dtype_of(call.ty)))
+
+    def stop(self, call: relax.Call, args: list[Any]) -> Value | None:
+        """A renaming that differentiation does not pass. A parameter that no gradient reaches at all needs none."""
+        x = self._settle(args[0])
+        if isinstance(x, Constant) or not isinstance(x, View) or x.base == self.image.pixels:
+            return x
+        if x.parameter:
+            if x.base in self.exported.stopped:
+                return x
+            # its value as it is
+            x = self._as(self._emit("mul_const", {"x": self._materialise(x)}, {"value": 1.0}), x.shape)
+        base = self.program.tensors[x.base]
+        return self._on(self._reshape(x.base, base.shape, {STOP: 1}), x)
+
+    def _keep_needed(self) -> None:
+        """Drop calls whose results nothing reads, then parameters and constants that no call reads."""
+        needed, kept = {self.program.logits}, []
+        for c in reversed(self.program.calls):
+            if needed & set(c.outputs.values()):
+                needed |= set(c.inputs.values())
+                kept.append(c)
+            else:
+                for t in c.outputs.values():
+                    del self.program.tensors[t]
+        self.program.calls = kept[::-1]
+        if self.program.image not in needed:
+            raise CaptureError("the model's result does not depend on its input: there is nothing to train on")
+        for name in [n for n, t in self.program.tensors.items() if t.role is Role.CONSTANT and n not in needed]:
             del self.program.tensors[name]
             self.program.constants.pop(name, None)
+
+
+# Relax operation -> (number of constant arguments, the same in NumPy). Arguments behind those are whole numbers.
+FOLDED: dict[str, tuple[int, Callable[..., Any]]] = {
+    "add": (2, np.add), "subtract": (2, np.subtract), "multiply": (2, np.multiply), "divide": (2, np.divide),
+    "negative": (1, np.negative), "sqrt": (1, np.sqrt), "exp": (1, np.exp), "triu": (1, np.triu), "tril": (1, np.tril)}
+

@@ -10,7 +10,13 @@ from tvm import relax
 from compilation.program import Call
 
 RELAX_DTYPE = {"f32": "float32", "i32": "int32", "u8": "uint8", "u16": "uint16"}
+PROGRAM_DTYPE = {"float32": "f32", "int32": "i32", "int64": "i32", "uint8": "u8", "bool": "u8"}
 RELAX = "relax"     # the attribute that holds the Relax call as JSON
+
+
+def dtype_of(type_: Any) -> str:
+    """The element type of a Relax tensor type, by its name in Relax."""
+    return str(getattr(type_.dtype, "dtype", type_.dtype))
 
 
 def keep_call(call: relax.Call) -> dict[str, str]:
@@ -33,6 +39,10 @@ def rebuild_call(call: Call, inputs: dict[str, Any]) -> relax.Call:
 
 
 def _as_type(value: Any, wanted: Any) -> Any:
-    """The value in the wanted shape: the Program's tensors have no batch dimension, the Relax call's may."""
-    want, have = ([int(v) for v in t.shape.values] for t in (wanted, value.ty))
-    return value if want == have else relax.op.reshape(value, want)
+    """The value in the wanted type: the Program's tensors have no batch dimension, the Relax call's may, and the
+    Program keeps a truth value in a byte."""
+    have_shape, want_shape = ([int(v) for v in t.shape.values] for t in (value.ty, wanted))
+    have, want = dtype_of(value.ty), dtype_of(wanted)
+    if have != want and not (have.startswith("int") and want.startswith("int")):      # int32 does for any index
+        value = relax.op.astype(value, want)
+    return value if want_shape == have_shape else relax.op.reshape(value, want_shape)

@@ -19,13 +19,13 @@ def _permute(index: np.ndarray, call: relax.Call) -> np.ndarray:
     return index.transpose([int(a) for a in axes] if axes is not None else None)
 
 
-def _split(index: np.ndarray, call: relax.Call) -> list[np.ndarray]:
-    where = call.attrs.indices_or_sections
+def _split_sizes(call: relax.Call) -> list[int]:
     axis = int(call.attrs.axis)
-    try:
-        return np.split(index, int(where), axis)
-    except TypeError:
-        return np.split(index, [int(v) for v in where], axis)
+    return [int(part.shape.values[axis]) for part in call.ty.fields]
+
+
+def _split(index: np.ndarray, call: relax.Call) -> list[np.ndarray]:
+    return np.split(index, np.cumsum(_split_sizes(call))[:-1], int(call.attrs.axis))
 
 
 def _squeeze(index: np.ndarray, call: relax.Call) -> np.ndarray:
@@ -57,3 +57,21 @@ REARRANGEMENTS: dict[str, Callable[[np.ndarray, relax.Call], Any]] = {
     "strided_slice": _strided_slice,
     "take": _take,
 }
+
+
+def spelled(call: relax.Call, source: Any, part: int | None) -> Any:
+    """A rearrangement of the variable `source` in the operations that have a gradient: reshape, permute_dims,
+    broadcast_to, strided_slice, take with a list. part: which result of a split is meant."""
+    name, shape = call.op.name.removeprefix("relax."), shape_of(source)
+    if name == "split":
+        assert part is not None
+        axis, sizes = int(call.attrs.axis), _split_sizes(call)
+        begin = sum(sizes[:part])
+        return relax.op.strided_slice(source, [axis], [begin], [begin + sizes[part]])
+    if name == "take" and call.args[1].value.numpy().ndim == 0:
+        axis = int(call.attrs.axis)
+        at = int(call.args[1].value.numpy()) % shape[axis]
+        return relax.op.reshape(relax.op.strided_slice(source, [axis], [at], [at + 1]), list(shape_of(call)))
+    if name in ("squeeze", "expand_dims", "flatten"):
+        return relax.op.reshape(source, list(shape_of(call)))
+    return relax.Call(call.op, [source, *call.args[1:]], call.attrs)

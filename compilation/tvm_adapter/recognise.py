@@ -7,22 +7,40 @@ rearrangement and at last kept as it is, for the long tail.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
-from compilation.tvm_adapter.builder import Builder
-from compilation.tvm_adapter.rearrange import shape_of
+from compilation.errors import UnsupportedOperationError
+from compilation.tvm_adapter.builder import Builder, op_name
+from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
 from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View
 
 
 class Recogniser(Builder):
-    """The handlers. `uses` counts how often each Relax variable is read."""
+    """The handlers. `uses` counts how often each Relax variable is read; `bound` is what it stands for."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
+        super().__init__(name, taken)
         self.uses: dict[Any, int] = {}
+        self.bound: dict[Any, Any] = {}
+        self.values: dict[Any, Value] = {}
+
+    def walk(self, function: relax.Function) -> Value:
+        """Import the bindings of a function whose parameters have values; returns the value of its result."""
+        raise NotImplementedError
+
+    def _sole_reader(self, var: Any) -> bool:
+        """Nothing but the call at hand reads the tensor behind a variable, under whatever arrangement: the call that
+        makes the tensor may take the one at hand in."""
+        while isinstance(var, relax.Var) and self.uses.get(var, 0) == 1:
+            made = self.bound.get(var)
+            if isinstance(made, relax.Call) and op_name(made) not in REARRANGEMENTS:
+                return True
+            var = made.args[0] if isinstance(made, relax.Call) else made
+        return False
 
     def matmul(self, call: relax.Call, args: list[Value]) -> Value | None:
         """x @ w^T of a parameter w is a linear; other products may be steps of the Gram residual."""
@@ -71,22 +89,23 @@ class Recogniser(Builder):
             x, s = s, x
         if isinstance(s, Constant) and s.value.size == 1:
             return self._scaled(call, x, float(s.value))
-        features = shape_of(call)[-1]
-        if (name := self._vector(s, features)) and (rows := self._rows(x)) is not None:
+        shape = shape_of(call)
+        if (name := self._vector(s, shape[-1] if shape else 0)) and isinstance(x,
+                                                                               View) and x.index.size == math.prod(shape) \
+                and (rows := self._rows(x)) is not None:
             return self._as(self._emit("scale", {"x": rows, "s": name}, hint=self.where), shape_of(call))
         return None
 
     def add(self, call: relax.Call, args: list[Value]) -> Value | None:
-        a, b = args
+        (a, b), (first, second) = args, call.args
         if isinstance(a, View) and a.parameter:
-            a, b = b, a
+            a, b, first = b, a, second
         shape = shape_of(call)
-        if isinstance(a, Concat):
-            return self._embed_concat(a, b, shape)
+        if isinstance(a, Concat) and isinstance(b, View) and b.parameter:
+            return self._embed_concat(a, b, shape) if self._sole_reader(first) else None
         if isinstance(b, View) and b.parameter:
             producer = self.producer.get(a.base) if isinstance(a, View) else None
-            single = isinstance(call.args[0], relax.Var) and self.uses.get(call.args[0], 0) == 1
-            if producer is not None and single and isinstance(a, View):
+            if producer is not None and isinstance(a, View) and a.shape == shape and self._sole_reader(first):
                 features = self.program.tensors[a.base].shape[-1]
                 fits = producer.op == "linear" or (producer.op == "patch_embed" and "pos" not in producer.inputs)
                 if fits and "b" not in producer.inputs and self._broadcasts_features(a, b, features):
@@ -98,11 +117,14 @@ class Recogniser(Builder):
                     self._give(producer, "pos", b.base)
                     return View(a.base, a.index.reshape(shape))
             return None
+        if not all(isinstance(v, View | Concat | GramProduct) and math.prod(v.shape) == math.prod(shape) for v in (a, b)):
+            return None                      # one is spread over the other: not the registry's addition
         left, right = self._rows(a), self._rows(b)
-        if left is not None and right is not None \
-                and self.program.tensors[left].shape == self.program.tensors[right].shape:
-            return self._as(self._emit("add", {"a": left, "b": right}, hint=f"{self.where}.add"), shape)
-        return None
+        if left is None or right is None:
+            return None
+        if self.program.tensors[left].shape != self.program.tensors[right].shape:
+            right = self._reshape(right, self.program.tensors[left].shape)
+        return self._as(self._emit("add", {"a": left, "b": right}, hint=f"{self.where}.add"), shape)
 
     def _broadcasts_features(self, a: View, b: View, features: int) -> bool:
         """b, broadcast over a's arrangement, adds b[f] to every element of feature f."""
@@ -127,12 +149,14 @@ class Recogniser(Builder):
 
     def concat(self, call: relax.Call, args: list[Value]) -> Value | None:
         items = args[0].items if isinstance(args[0], Many) else args
-        return Concat(items, int(call.attrs.axis), shape_of(call), (call, args))
+        last = call.args[0].fields[-1] if isinstance(call.args[0], relax.Tuple) else None
+        return Concat(items, int(call.attrs.axis), shape_of(call), (call, args), self._sole_reader(last))
 
     def layer_norm(self, call: relax.Call, args: list[Value]) -> Value | None:
         features = shape_of(call)[-1]
-        rows, gamma, beta = self._rows(args[0]), self._vector(args[1], features), self._vector(args[2], features)
-        if rows is None or [int(v) for v in call.attrs.axes] not in ([-1], [len(shape_of(call)) - 1]):
+        gamma, beta = self._vector(args[1], features), self._vector(args[2], features)
+        if [int(v) for v in call.attrs.axes] not in ([-1],
+                                                     [len(shape_of(call)) - 1]) or (rows := self._rows(args[0])) is None:
             return None
         inputs = {"x": rows}
         for slot, name, value in (("gamma", gamma, args[1]), ("beta", beta, args[2])):
@@ -157,49 +181,65 @@ class Recogniser(Builder):
         return self._activation("relu", call, args, {})
 
     def attention(self, call: relax.Call, args: list[Any]) -> Value | None:
-        """Self-attention on one packed (N, 3D) tensor: q, k, v each (1, N, heads, d) views of it."""
-        if len(args) < 3 or not all(isinstance(v, View) and not v.parameter for v in args[:3]):
-            return None
-        q, k, v = args[:3]
+        """Self-attention on one packed (N, 3D) tensor: q, k, v each (1, N, heads, d) views of it. Others are spelled out."""
+        plain = len(args) == 3 and call.attrs.scale is None and call.attrs.causal_mask is None
+        if not plain:
+            raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as "
+                                            "matmul, softmax, matmul")
+        if self._packed(*args):
+            o = self._emit("attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
+            return self._as(o, shape_of(call))
+        return self._spell(_attention, call, args)
+
+    def _packed(self, q: Any, k: Any, v: Any) -> bool:
+        if not all(isinstance(part, View) and not part.parameter and part.base == q.base for part in (q, k, v)):
+            return False
         shape = self.program.tensors[q.base].shape
-        if len(shape) != 2 or not q.base == k.base == v.base or len(q.shape) != 4 or q.shape[0] != 1:
-            return None
+        if len(shape) != 2 or len(q.shape) != 4 or q.shape[0] != 1:
+            return False
         _, n, heads, d = q.shape
-        if shape != (n, 3 * heads * d):
-            return None
-        packed = np.arange(n * shape[1]).reshape(n, 3, heads, d)
-        if not all((part.index[0] == packed[:, i]).all() for i, part in enumerate((q, k, v))):
-            return None
-        scale = call.attrs.scale
-        if scale is not None and not math.isclose(float(getattr(scale, "value", scale)), d ** -0.5, rel_tol=1e-6):
-            return None
-        if call.attrs.causal_mask is not None:
-            return None
-        o = self._emit("attention", {"qkv": q.base}, {"heads": heads})
-        return self._as(o, shape_of(call))
+        packed = np.arange(math.prod(shape)).reshape(n, 3, heads, d) if shape == (n, 3 * heads * d) else None
+        return packed is not None and all(part.shape == q.shape and (part.index[0] == packed[:, i]).all()
+                                          for i, part in enumerate((q, k, v)))
+
+    def _spell(self, definition: Callable[..., Any], call: relax.Call, args: list[Any]) -> Value:
+        """A call by its definition in simpler Relax operations, which are imported like any others."""
+        variables = [relax.Var(f"a{i}", a.ty) for i, a in enumerate(call.args)]
+        builder = relax.BlockBuilder()
+        with builder.function("main", variables):
+            with builder.dataflow():
+                out = builder.emit_output(builder.emit(definition(*variables)))
+            builder.emit_func_output(out)
+        function = builder.get()["main"]
+        self.values |= dict(zip(function.params, args, strict=True))
+        return self.walk(function)
 
     def conv2d(self, call: relax.Call, args: list[Value]) -> Value | None:
         """A convolution whose kernel equals its stride, on the image itself: the patch embedding."""
         x: Any = args[0]
         w: Any = args[1]
-        if not (isinstance(x, View) and x.base == "image" and x.plain) or (name := self._parameter(w)) is None:
+        if not (isinstance(x, View) and x.base == self.image.pixels and x.plain) or (name := self._parameter(w)) is None:
             return None
         a = call.attrs
+        if a.data_layout != "NCHW" or any(int(v) != 1 for v in a.dilation):
+            return None
         d, c, kh, kw = w.shape if len(w.shape) == 4 else (0, 0, 0, 0)
         strides = [int(v) for v in a.strides]
         if kh != kw or strides != [kh, kw] or any(int(v) for v in a.padding) or int(a.groups) != 1 \
                 or x.shape[2] % kh or x.shape[3] % kw:
             return None
         self.program.put(name, shape=(d, c * kh * kw))
-        y = self._emit("patch_embed", {"image": "image", "w": name, "scale": "image.scale", "shift": "image.shift"},
-                       {"patch": kh}, hint=self.where)
+        y = self._emit("patch_embed", {"image": self.image.pixels, "w": name, "scale": self.image.scale,
+                                       "shift": self.image.shift}, {"patch": kh}, hint=self.where)
         _, _, gh, gw = shape_of(call)
         return View(y, np.arange(gh * gw * d, dtype=np.int32).reshape(gh, gw, d).transpose(2, 0, 1)[None])
 
     def mean(self, call: relax.Call, args: list[Any]) -> Value | None:
         """Mean over the tokens start .. N-1."""
         x = args[0]
-        if not isinstance(x, View) or x.parameter or [int(v) for v in call.attrs.axis] != [1] or len(x.shape) != 3:
+        axes = call.attrs.axis
+        if not isinstance(x, View) or x.parameter or axes is None or [int(v) for v in axes] != [1] \
+                or len(x.shape) != 3 or x.shape[0] != 1:
             return None
         t = self.program.tensors[x.base]
         start = t.shape[0] - x.shape[1] if len(t.shape) == 2 else -1
@@ -207,3 +247,11 @@ class Recogniser(Builder):
                 or not (x.index[0] == np.arange(math.prod(t.shape)).reshape(t.shape)[start:]).all():
             return None
         return self._as(self._emit("mean_rows", {"x": x.base}, {"start": start}), shape_of(call))
+
+
+def _attention(q: Any, k: Any, v: Any) -> Any:
+    """softmax(q k^T / sqrt(d)) v, on (1, N, heads, d)."""
+    heads = [relax.op.permute_dims(x, [0, 2, 1, 3]) for x in (q, k, v)]
+    scaled = relax.op.multiply(heads[0], relax.const(shape_of(q)[-1] ** -0.5, "float32"))
+    scores = relax.op.matmul(scaled, relax.op.permute_dims(heads[1], [0, 1, 3, 2]))
+    return relax.op.permute_dims(relax.op.matmul(relax.op.nn.softmax(scores, -1), heads[2]), [0, 2, 1, 3])

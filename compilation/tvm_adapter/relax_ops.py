@@ -7,6 +7,7 @@ differentiable input slot; Relax's Gradient picks the elements on the way to a w
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,13 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
 
 PREFIX = "vt."
+STOP_GRADIENT = "vt.stop_gradient"     # only on the way in: the importer makes a renaming of it
+
+
+def stop_gradient(x: Any) -> relax.Call:
+    """x itself, for whoever computes; the end of the way, for whoever differentiates."""
+    register_all()
+    return relax.Call(tvm.ir.Op.get(STOP_GRADIENT), [x])
 
 
 def make_call(op: Op, args: dict[str, Any], attrs: dict[str, Any]) -> relax.Call:
@@ -76,9 +84,83 @@ def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
             else relax.op.grad.no_grad(a) for s, a in args.items()]
 
 
+# -- gradients of Relax's own operations ------------------------------------------------------------------
+def _concat_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """Each part gets its slice. (Relax's rule is a split, one call with several results.)"""
+    axis, parts, at = int(call.attrs.axis), [], 0
+    for part in call.args[0].ty.fields:
+        size = int(part.shape.values[axis])
+        parts.append(relax.op.strided_slice(dy, [axis], [at], [at + size]))
+        at += size
+    return [relax.Tuple(parts)]
+
+
+def _strided_slice_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """Zeros around the slice."""
+    axes, begin, end, *rest = ([int(getattr(v, "value", v)) for v in a.fields] for a in call.args[1:])
+    steps = rest[0] if rest else [1] * len(axes)
+    shape, have = _shape(call.args[0]), list(_shape(dy))
+    widths = [(0, 0)] * len(shape)
+    for a, b, e, step in zip((a % len(shape) for a in axes), begin, end, steps, strict=True):
+        start, _, _ = slice(b, e, step).indices(shape[a])
+        if step < 0:
+            raise GradientError("a slice that runs backwards has no gradient here: use flip, or freeze what lies below it")
+        if step > 1:                         # step - 1 zeros behind each element, but the last
+            spread = relax.op.nn.pad(relax.op.reshape(dy, [*have[:a + 1], 1, *have[a + 1:]]),
+                                     [0, 0] * (a + 1) + [0, step - 1] + [0, 0] * (len(have) - a - 1))
+            have[a] = have[a] * step - (step - 1)
+            dy = relax.op.strided_slice(relax.op.reshape(spread, [*have[:a], have[a] + step - 1, *have[a + 1:]]),
+                                        [a], [0], [have[a]])
+        widths[a] = (start, shape[a] - start - have[a])
+    return [relax.op.nn.pad(dy, [w for pair in widths for w in pair]), *map(relax.op.grad.no_grad, call.args[1:])]
+
+
+def _pad_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """What was there before."""
+    if str(call.attrs.pad_mode) != "constant":
+        raise GradientError(f"padding by {call.attrs.pad_mode} has no gradient here: pad with a constant, or freeze what "
+                            "lies below it")
+    shape = _shape(call.args[0])
+    before = [int(v) for v in call.attrs.pad_width][::2]
+    return [relax.op.strided_slice(dy, list(range(len(shape))), before, [b + n for b, n in zip(before, shape, strict=True)])]
+
+
+def _tile_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """The sum over the copies."""
+    shape, repeats = _shape(call.args[0]), [int(v) for v in call.attrs.repeats]
+    rank = max(len(shape), len(repeats))
+    shape, repeats = (1,) * (rank - len(shape)) + shape, [1] * (rank - len(repeats)) + repeats
+    split = relax.op.reshape(dy, [v for pair in zip(repeats, shape, strict=True) for v in pair])
+    return [relax.op.reshape(relax.op.sum(split, list(range(0, 2 * rank, 2))), list(_shape(call.args[0])))]
+
+
+def _erf_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """2 / sqrt(pi) e^(-x^2)."""
+    x, = call.args
+    slope = relax.op.exp(relax.op.negative(relax.op.multiply(x, x)))
+    return [relax.op.multiply(relax.op.multiply(dy, slope), relax.const(2.0 / math.sqrt(math.pi), "float32"))]
+
+
+def _no_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
+    """Constant wherever it is smooth: no gradient, as in PyTorch."""
+    return [relax.op.grad.no_grad(a) for a in call.args]
+
+
+RULES = {"relax.concat": _concat_gradient, "relax.strided_slice": _strided_slice_gradient, "relax.nn.pad": _pad_gradient,
+         "relax.tile": _tile_gradient, "relax.erf": _erf_gradient,
+         "relax.flip": lambda _, call, dy, builder: [relax.op.flip(dy, int(call.attrs.axis))],
+         **{f"relax.{name}": _no_gradient for name in ("floor", "ceil", "round", "trunc", "sign", "argmax", "argmin",
+                                                       "floor_divide", "logical_and", "logical_or", "logical_not")}}
+
+
 @cache
 def register_all() -> None:
-    """Register the whole registry with Relax, once a process."""
+    """Register the whole registry with Relax, once a process, and the gradients that Relax lacks."""
+    _ffi_api.RegisterOp(STOP_GRADIENT, "Where PyTorch's gradient ends.")
+    tvm.ir.register_op_attr(STOP_GRADIENT, "FInferType", lambda call, _: call.args[0].ty)
+    tvm.ir.register_op_attr(STOP_GRADIENT, "FPurity", True)
+    for name, rule in RULES.items():
+        register_gradient(name, rule, level=11)      # above Relax's own, at 10
     for op in REGISTRY.values():
         name = PREFIX + op.name
         _ffi_api.RegisterOp(name, (op.__doc__ or op.name).splitlines()[0])

@@ -18,10 +18,12 @@ from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
+from tvm.ir import GenericConst
 
 from compilation.errors import UnsupportedOperationError
 from compilation.program import Call, Program
-from compilation.tvm_adapter.keep import RELAX_DTYPE, rebuild_call
+from compilation.tvm_adapter.door import REMEDY, door
+from compilation.tvm_adapter.keep import RELAX_DTYPE, dtype_of, rebuild_call
 
 LOWER = tvm.ir.transform.Sequential([
     relax.transform.LegalizeOps(), s_tir.transform.LowerInitBlock(),
@@ -44,44 +46,49 @@ def lower_tail(program: Program) -> None:
         if not call.op.startswith("relax:"):
             continue
         result, = call.outputs.values()
-        where = f"{call.op.removeprefix('relax:')} in {call.where or program.tensors[result].source or 'the model'}"
-        try:
+        with door(UnsupportedOperationError, lambda c=call: f"{_spoken(c)} has no kernel and", REMEDY):  # type: ignore[misc]
             symbol, source, work, macs = _to_c(program, call)
-        except UnsupportedOperationError:
-            raise
-        except Exception as error:
-            raise UnsupportedOperationError(
-                f"operation {where} has no kernel and cannot be legalised ({str(error).strip().splitlines()[-1]}): "
-                "replace it by supported operations, or freeze nothing above it") from error
         program.calls[at] = replace(
             call, op=f"tir:{symbol}", inputs={f"in{i}": t for i, t in enumerate(call.inputs.values())},
             outputs={"out0": result}, attrs={"symbol": symbol, "c_source": source, "work_bytes": work, "macs": macs})
 
 
+def _spoken(call: Call) -> str:
+    """The operation and its layer, for messages."""
+    name = call.op.removeprefix("relax:")
+    forward = name.removeprefix("grad.").removesuffix("_backward")
+    return f"{'operation' if forward == name else 'the gradient of'} {forward} in {call.where or 'the model'}"
+
+
 def _to_c(program: Program, call: Call) -> tuple[str, str, int, int]:
     tensors = [program.tensors[t] for t in call.inputs.values()]
+    kind = RELAX_DTYPE[program.tensors[call.outputs["y"]].dtype]
     variables = [relax.Var(f"in{i}", relax.TensorType(list(t.shape), RELAX_DTYPE[t.dtype])) for i, t in enumerate(tensors)]
     builder = relax.BlockBuilder()
     with builder.function("main", variables):
         with builder.dataflow():
-            out = builder.emit_output(builder.emit(rebuild_call(call, dict(zip(call.inputs, variables, strict=True)))))
+            made = builder.emit(rebuild_call(call, dict(zip(call.inputs, variables, strict=True))))
+            if dtype_of(made.ty) != kind:
+                made = builder.emit(relax.op.astype(made, kind))
+            out = builder.emit_output(made)
         builder.emit_func_output(out)
     module = LOWER(builder.get())
     functions = {g.name_hint: f for g, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
     bindings = [b for block in module["main"].body.blocks for b in block.bindings]
-    return _Writer(variables, functions, bindings).write()
+    return _Writer(variables, functions, bindings, C_TYPES[kind]).write()
 
 
 class _Writer:
     """Writes the lowered functions of one operation as one C function."""
 
-    def __init__(self, inputs: list[Any], functions: dict[str, Any], bindings: list[Any]) -> None:
-        self.inputs, self.functions, self.bindings = inputs, functions, bindings
+    def __init__(self, inputs: list[Any], functions: dict[str, Any], bindings: list[Any], result: str) -> None:
+        self.inputs, self.functions, self.bindings, self.result = inputs, functions, bindings, result
         self.names: dict[Any, str] = {}
         self.work: list[tuple[str, int]] = []
         self.loops: list[int] = []      # lengths of the loops around the statement at hand
         self.guarded = False            # whether a condition stands between them
         self.macs = 0
+        self.tables: list[str] = []
         self.lines: list[str] = []
 
     def write(self) -> tuple[str, str, int, int]:
@@ -97,26 +104,40 @@ class _Writer:
             sizes[name] = shape
             values[b.var] = name
             source = b.value
-            args = [values[renames.get(a, a)] for a in self._tensors(source)]
+            args = [self._table(a) if isinstance(a, GenericConst) else values[renames.get(a, a)]
+                    for a in self._tensors(source)]
             if source.op.name == "relax.call_tir":
                 function = self.functions[source.args[0].name_hint]
             else:
-                raise UnsupportedOperationError(f"{source.op.name} cannot be legalised by TVM")
+                raise NotImplementedError(f"{source.op.name} cannot be legalised by TVM")
             if not last:
                 self._allocate(name, shape)
             for var, arg in zip(function.params, [*args, name], strict=True):
                 self.names[var] = arg
             self._count(self._statement(function.body, 1), 1)
         body = "\n".join(self.lines)
+        if not re.search(r"\bout0\b", body):
+            raise NotImplementedError("it computes nothing")
         offset, head = 0, [] if self.macs else ["    (void)step;"]
         for name, count in self.work:
             head.append(f"    float *{name} = work + {offset};")
             offset += count
+        unused = [n for n in (f"in{i}" for i in range(len(self.inputs))) if not re.search(rf"\b{n}\b", body)]
+        head = [*self.tables, *(f"    (void){n};" for n in unused), *head]
         params = ", ".join([*(f"const {C_TYPES[str(v.ty.dtype)]} *in{i}" for i, v in enumerate(self.inputs)),
-                            "float *out0", *(["float *work"] if offset else []), "const vt_step *step"])
+                            f"{self.result} *out0", *(["float *work"] if offset else []), "const vt_step *step"])
         text = "\n".join([*head, body])
         symbol = "vt_tir_" + hashlib.sha256((params + text).encode()).hexdigest()[:10]
         return symbol, f"void {symbol}({params})\n{{\n{text}\n}}\n", 4 * offset, self.macs
+
+    def _table(self, constant: GenericConst) -> str:
+        """A constant argument, as an array of the function."""
+        values = constant.value.numpy()
+        kind = C_TYPES[str(values.dtype)]
+        text = [float_literal(float(v)) if kind == "float" else str(int(v)) for v in values.reshape(-1)]
+        name = f"table{len(self.tables)}"
+        self.tables.append(f"    static const {kind} {name}[{values.size}] = {{{', '.join(text)}}};")
+        return name
 
     def _tensors(self, call: Any) -> list[Any]:
         packed = call.args[1]
@@ -190,7 +211,7 @@ class _Writer:
         elif kind == "AttrStmt":
             left = self._statement(s.body, depth)
         else:
-            raise UnsupportedOperationError(f"TIR statement {kind} has no C form")
+            raise NotImplementedError(f"TIR statement {kind} has no C form")
 
         return left
 
@@ -232,7 +253,7 @@ class _Writer:
             return f"(({C_TYPES[str(e.ty.dtype)]}){self._expr(e.value)})"
         if kind == "Call":
             return self._intrinsic(e)
-        raise UnsupportedOperationError(f"TIR expression {kind} has no C form")
+        raise NotImplementedError(f"TIR expression {kind} has no C form")
 
     def _intrinsic(self, e: Any) -> str:
         name = str(e.op.name).rsplit(".", 1)[-1]
@@ -247,7 +268,7 @@ class _Writer:
             return f"(1.0f / VT_SQRT({args[0]}))"
         if name in ("pow", "power") and type(e.args[1]).__name__ == "FloatImm" and float(e.args[1].value) == 2.0:
             return f"({args[0]} * {args[0]})"
-        raise UnsupportedOperationError(f"TIR intrinsic {name} has no portable C form")
+        raise NotImplementedError(f"TIR intrinsic {name} has no portable C form")
 
 
 def float_literal(value: float) -> str:

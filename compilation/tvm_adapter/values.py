@@ -19,7 +19,7 @@ class View:
     base: str
     index: np.ndarray
     parameter: bool = False
-    origin: tuple[Any, list[Any]] | None = None   # (relax call, argument values) that made this view
+    moved: tuple[Any, View, int | None] | None = None   # (Relax rearrangement, what it moved, which part of a split)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,13 +37,18 @@ class View:
 
 @dataclass
 class Constant:
-    """A compile-time number or small array."""
+    """A compile-time number or array: a literal, or a buffer of the model."""
 
     value: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape
+
+    @property
+    def uniform(self) -> bool:
+        """One number, perhaps many times."""
+        return self.value.size > 0 and bool((self.value == self.value.reshape(-1)[0]).all())
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Concat:
     axis: int
     shape: tuple[int, ...]
     origin: tuple[Any, list[Any]] | None = None
+    sole: bool = False              # nothing else reads the last item: its tensor may grow
 
 
 @dataclass
