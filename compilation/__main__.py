@@ -30,6 +30,7 @@ exit status: 0 written, 1 refused, 2 the budget cannot be met, or mistyped argum
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m compilation", description=__doc__, epilog=EPILOG,
+                                allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", help="timm name, or module:function")
     p.add_argument("--budget", help="RAM of a training step (2mb, 512kb, ...); none: the fastest step of all")

@@ -14,11 +14,14 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+# The solvers (NumPy) are imported in the functions that use them, so that `--help` and refusals come at once.
 from compilation.errors import PlacementError
-from compilation.memory.placement import Item, Placement, place
-from compilation.memory.validate import check_placement
 from compilation.request import whole
+
+if TYPE_CHECKING:
+    from compilation.memory.placement import Item, Placement
 
 COLUMNS = ["id", "lower", "upper", "size"]
 RESULT = [*COLUMNS, "offset"]
@@ -50,6 +53,7 @@ def read_instance(path: Path) -> list[Item]:
 def _item(where: str, row: dict[str, str]) -> Item:
     if None in row:
         raise PlacementError(f"{where}: it has more values than the header has columns")
+    from compilation.memory.placement import Item
     try:
         item = Item(row["id"], int(row["lower"]), int(row["upper"]), int(row["size"]))
     except (TypeError, ValueError):
@@ -106,7 +110,7 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m compilation.place", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m compilation.place", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="CSV with id,lower,upper,size (upper exclusive)")
     parser.add_argument("--capacity", type=whole(0, "capacity"), required=True, metavar="N",
@@ -116,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=_seconds, default=50.0, metavar="S", help="time limit")
     args = parser.parse_args(argv)
     output = args.output or Path(args.file.stem + ".offsets.csv")
+    from compilation.memory.placement import place
+    from compilation.memory.validate import check_placement
     try:
         items = read_instance(args.file)
         check_output(output, args.file)
