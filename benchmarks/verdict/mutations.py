@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 K = "runtime/kernels/"
+A = "compilation/tvm_adapter/"
+P = "compilation/passes/"
 T = "runtime/codegen/templates/"
 
 
@@ -131,4 +133,27 @@ MUTATIONS = [
              "bias+LN", "tests/compilation/test_ops.py -k sgd", 0.9),
     Mutation("momentum 0.1 % too small", T + "vit_train.c.j2", "#define VT_MOMENTUM {{ momentum | c_float }}",
              "#define VT_MOMENTUM ({{ momentum | c_float }} * 0.999f)", "bias+LN", "tests/runtime", 0.9),
+    Mutation("updates one step late", T + "vit_train.c.j2", "    const vt_step step = {lr, VT_MOMENTUM, VT_MACS};\n",
+             "    static float late;\n    const vt_step step = {late, VT_MOMENTUM, VT_MACS};\n    late = lr;\n",
+             "bias+LN", "tests/runtime/test_simulator.py"),
+    # -- import, gradients, passes, code generation
+    Mutation("GELU imported as its tanh form", A + "recognise.py", 'call, args, {"tanh": 0})', 'call, args, {"tanh": 1})',
+             "head", "tests/compilation/test_passes.py tests/compilation/test_gradients.py"),
+    Mutation("LayerNorm's eps imported 1 % too large", A + "recognise.py", '{"eps": float(call.attrs.epsilon)}',
+             '{"eps": 1.01 * float(call.attrs.epsilon)}', "full"),
+    Mutation("of a value used twice one gradient is lost", A + "gradient.py",
+             'return self._emit(Call("add", {"a": a.name, "b": b.name}, {}, where=a.source), shape)', "return a.name",
+             "bias+LN, kept", "tests/compilation/test_gradients.py"),
+    Mutation("another token read in place of the class token", P + "narrow.py", '{"x": name}, {"row": take.attrs["row"]},',
+             '{"x": name}, {"row": take.attrs["row"] + 1},', "head", "tests/compilation/test_passes.py"),
+    Mutation("a gradient recomputed from the cut below", P + "checkpoints.py",
+             "rename = {self.chain.cuts[k]: names[k]}",
+             "rename = {self.chain.cuts[k]: names[k - 1] if k - 1 > self.chain.frozen else names[k]}",
+             "average pooling", "tests/compilation/test_passes.py"),
+    Mutation("one trained column taken for its neighbour", P + "training.py",
+             "trained, axis, tuple(index))",
+             "trained, axis, tuple(sorted({*index[:-1], next(i for i in range(max(index)) if i not in index)})))",
+             "columns", "tests/compilation/test_passes.py"),
+    Mutation("a wrong entry in an index list of the C code", "runtime/codegen/layout.py", "self.tables[name] = list(values)",
+             "self.tables[name] = [*values[:-1], values[-1] - 1]", "columns", "tests/runtime/test_codegen.py"),
 ]
