@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("algorithm", "benchmarks", "compilation", "configs", "runtime", "tests", "pyproject.toml", "run_vit_training.py",
           "setup.cfg")
 STEPS = 20
+FINDERS = ("verdict", "simulator", "compiler")      # who may find a fault; a crash, or C that does not compile, is none
 
 
 class MutationError(Exception):
@@ -78,7 +79,7 @@ def case_folder(work: Path, name: str, momentum: float) -> Path:
 
 
 def outcome_in(copy: Path, case: str, momentum: float, work: Path) -> dict[str, Any]:
-    """What the copy makes of a recorded run: {"by": "verdict" | "simulator" | "compiler", "outcome", "text"}."""
+    """What the copy makes of a recorded run: {"by": "verdict" | "simulator" | "compiler" | "crash", "outcome", "text"}."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.verdict.planted", case, str(momentum), str(work)], cwd=copy,
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode or not done.stdout.strip():
@@ -111,7 +112,7 @@ def plant(copy: Path, mutation: Mutation, work: Path, unit_tests: bool) -> dict[
     with planted(copy, mutation):
         found = outcome_in(copy, mutation.case, mutation.momentum, work)
         row = {"name": mutation.name, "file": mutation.file, "case": mutation.case, **found,
-               "caught": found["by"] in ("verdict", "simulator", "compiler") and found["outcome"] != "proven"}
+               "caught": found["by"] in FINDERS and found["outcome"] != "proven"}
         if unit_tests:
             row |= {"test": mutation.test, "caught_by_test": bool(mutation.test) and fails(copy, mutation.test)}
     return row
@@ -133,7 +134,7 @@ def worker(case: str, momentum: float, work: Path) -> dict[str, Any]:
     from algorithm.training.trace import Trace
     from benchmarks.verdict.cases import BY_NAME, compile_case, make_model, replay_in
     from compilation.errors import CompilationError
-    from runtime.errors import RuntimeStageError
+    from runtime.errors import SimulationError
 
     torch.set_num_threads(1)
     folder = case_folder(work, case, momentum)
@@ -145,7 +146,7 @@ def worker(case: str, momentum: float, work: Path) -> dict[str, Any]:
             v = replay_in(Path(room), compiled.program, Trace.load(folder / "trace.safetensors"))
         except CompilationError as error:
             return {"by": "compiler", "outcome": type(error).__name__, "text": [str(error)[:200]]}
-        except RuntimeStageError as error:
+        except SimulationError as error:
             return {"by": "simulator", "outcome": type(error).__name__, "text": [str(error)[:200]]}
     return {"by": "verdict", "outcome": v.outcome.value, "text": v.failures()[:2]}
 
