@@ -86,7 +86,8 @@ MUTATIONS = [
     Mutation("a channel's normalisation 1 % off", K + "vt_patch_embed.c", "* channels + c], scale[c], shift[c]);",
              "* channels + c], scale[c] * (c ? 1.0f : 1.01f), shift[c]);", "head", ops("patch_embed")),
     # -- parts of formulas
-    Mutation("LayerNorm's mean term missing in its gradient", K + "vt_gradient.c", "m2, g[c] - m1));", "m2, g[c] - 0.0f * m1));",
+    Mutation("LayerNorm's mean term missing in its gradient", K + "vt_gradient.c", "m2, g[c] - m1));",
+             "m2, g[c] - 0.0f * m1));",
              "bias+LN", ops("layer_norm_grad")),
     Mutation("LayerNorm's variance term missing in its gradient", K + "vt_gradient.c",
              "rstd * (VT_FMA(-((x[c] - mean) * rstd), m2, g[c] - m1));",
