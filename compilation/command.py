@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -19,9 +19,11 @@ from torch import nn
 
 from compilation.capture import InputSpec
 from compilation.errors import CaptureError, RequestError
-from compilation.passes.training import Selection
-from compilation.pipeline import Compiled, Compiler
 from compilation.request import DEFAULT_TRAIN, FILES, Request, Rule, check_output
+
+if TYPE_CHECKING:       # TVM: only once there is a model to compile
+    from compilation.passes.training import Selection
+    from compilation.pipeline import Compiled
 
 
 def run(request: Request) -> Compiled:
@@ -35,6 +37,8 @@ def run(request: Request) -> Compiled:
         plan, by_pattern = dict(request.plan), set[str]()
     else:
         plan, by_pattern = choose(request.rules, shapes)
+    from compilation.pipeline import Compiler
+
     compiler = Compiler(model, spec, name)
     idle = [n for n in plan if n in by_pattern and (n not in compiler.forward.tensors or n in compiler.exported.stopped)]
     plan = {n: s for n, s in plan.items() if n not in idle}
