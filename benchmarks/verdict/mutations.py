@@ -112,7 +112,7 @@ MUTATIONS = [
     # -- blocks, lists, buffers
     Mutation("stale key block in the forward pass", K + "vt_attn_block.c",
              "vt_keys_values(&src, s, h, k0, k1, K, V, NULL, d);",
-             "if (k0 == 0) vt_keys_values(&src, s, h, k0, k1, K, V, NULL, d);", "average pooling", ops("attn_block")),
+             "if (k0 == 0) vt_keys_values(&src, s, h, k0, k1, K, V, NULL, d);", "bias+LN", ops("attn_block")),
     Mutation("stale key block in the gradient", K + "vt_attn_block.c",
              "vt_keys_values(&src, s, h, k0, k1, w.K, w.V, NULL, d);",
              "if (k0 == 0) vt_keys_values(&src, s, h, k0, k1, w.K, w.V, NULL, d);", "bias+LN", ops("attn_block_grad")),
