@@ -16,6 +16,9 @@ from algorithm.models.torchvision_shim import timm
 from algorithm.models.weights import load_weights
 from algorithm.schema import nearest, one_line
 
+NO_VIT = ("is not a vision transformer of timm's usual kind ({}): take another, or compile it through a factory of your "
+          "own (python -m compilation module:function)")
+
 
 def build_model(config: ModelConfig) -> nn.Module:
     """Build a timm ViT in eval mode, float32, with its weights loaded.
@@ -35,9 +38,11 @@ def build_model(config: ModelConfig) -> nn.Module:
         try:
             model = timm.create_model(name, pretrained=False, **wanted)
         except Exception as error:  # timm and torch raise many classes for arguments that do not go together
-            raise ModelError(f"timm cannot build {config.name!r} with {_short(wanted)}: {one_line(error)}") from None
-    if not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
-        raise ModelError(f"{config.name!r} is not a vision transformer (it has no patch_embed and blocks)")
+            other = "unexpected keyword argument 'img_size'" in str(error)
+            raise ModelError(f"{config.name!r} {NO_VIT.format('it takes no img_size')}" if other else
+                             f"timm cannot build {config.name!r} with {_short(wanted)}: {one_line(error)}") from None
+    if not hasattr(model, "blocks") or not hasattr(getattr(model, "patch_embed", None), "num_patches"):
+        raise ModelError(f"{config.name!r} {NO_VIT.format('it has no patch_embed and blocks')}")
     if model.patch_embed.num_patches < 1:
         raise ModelError(f"model.img_size={config.img_size} is smaller than one patch of {config.name!r}: "
                          "give a larger size, or model.patch_size")

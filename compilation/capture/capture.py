@@ -86,6 +86,9 @@ def capture(model: nn.Module, spec: InputSpec, importable: Collection[str] = ())
     parameters, arguments = _parameters(exported, model)
     check_capture(model, exported, arguments, (1, *spec.shape))
     reached, read = _reached(exported), {n.name for n in exported.graph.find_nodes(op="placeholder") if n.users}
+    for name in (name for n, name in arguments.items() if n in read and not parameters[name].size):
+        raise CaptureError(f"parameter {name} has no elements (its shape is {parameters[name].shape}): take it out of "
+                           "the model")
     trainable = {arguments[n] for n in exported.graph_signature.inputs_to_parameters if n in arguments}
     return Exported(exported, parameters, spec, arguments, frozenset(parameters) - trainable,
                     frozenset(name for n, name in arguments.items() if n in read)

@@ -118,6 +118,13 @@ def _slice_scatter(input: Any, src: Any, dim: Any = 0, start: Any = None, end: A
     return aten.cat.default(parts, dim) if len(parts) > 1 else aten.expand.default(src, shape_of(input))
 
 
+@expansion("cat")
+def _cat(tensors: Any, dim: Any = 0) -> Any:
+    """Without the parts that have no elements."""
+    kept = [t for t in tensors if 0 not in shape_of(t)]
+    return None if len(kept) in (0, len(tensors)) else aten.cat.default(kept, dim)
+
+
 @expansion("select_scatter")
 def _select_scatter(input: Any, src: Any, dim: Any, index: Any) -> Any:
     at = index % shape_of(input)[dim]

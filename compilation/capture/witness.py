@@ -2,7 +2,8 @@
 
 torch.export leaves out what is not arithmetic: a custom backward, a hook on a gradient, `inference_mode`. So every
 captured graph is run once beside the module, on random numbers, and must give the same values and the same gradient
-of every parameter.
+of every parameter. The module's own gradient must moreover be in proportion to the gradient that arrives from above: a
+hook or a custom backward that clips it, rounds it or drops small ones is not what the graph does, whatever it gives once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from compilation.errors import CaptureError
 
 TOLERANCE = 1e-3        # of the largest element: float32 noise is 1e-6 to 1e-5, a gradient that is not there is 1
+SCALES = 1.0, 1e4, 1e-4     # of the gradient that arrives
 FLOOR = 1e-5            # of the largest element of all gradients: a gradient that is exactly zero is noise of that size
 
 
@@ -32,33 +34,35 @@ def check_capture(model: nn.Module, exported: Any, arguments: Mapping[str, str],
     try:
         wanted = torch.func.functional_call(model, ({**parameters, **buffers},), (x,))
         direction = torch.randn(wanted.shape, generator=generator)
-        gradients = _gradients(wanted, direction, parameters)
+        several = [_gradients(wanted, direction, parameters, scale) for scale in SCALES]
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise CaptureError(f"PyTorch itself cannot train the model: {first}") from error
     try:
         found, = exported.graph_module(*_arguments(exported, arguments, {**parameters, **buffers}, x))
-        captured = _gradients(found, direction, parameters)
+        captured = _gradients(found, direction, parameters, 1.0)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise CaptureError(f"the captured graph cannot be trained by PyTorch as the model can: {first}") from error
     if not _close(found, wanted, 0.0):
         raise CaptureError("the graph that torch.export captures computes something else than the model: what it does "
                            "depends on something that is not in the graph (global state, a random number, a mode)")
-    floor = FLOOR * max((_largest(g) for g in gradients.values() if g is not None), default=0.0)
-    for name, gradient in gradients.items():
-        if not _close(captured[name], gradient, floor):
+    floor = FLOOR * max((_largest(g) for g in several[0].values() if g is not None), default=0.0)
+    for name, gradient in captured.items():
+        if not all(_close(gradient, own[name], floor) for own in several):
             raise CaptureError(f"the gradient of {name} that the captured graph has is not the model's own: a custom "
                                "autograd.Function, a hook, a write under no_grad or inference_mode changes it where "
                                "torch.export does not look; write it with detach(), no_grad() or ordinary operations")
 
 
-def _gradients(y: torch.Tensor, direction: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _gradients(y: torch.Tensor, direction: torch.Tensor, parameters: Mapping[str, torch.Tensor],
+               scale: float) -> dict[str, Any]:
+    """Of y in `direction`, by parameter (None: none arrives), from `scale` times the direction and divided by it."""
     names = [n for n, p in parameters.items() if p.requires_grad]
     if not y.requires_grad or not names:
         return dict.fromkeys(names)
-    found = torch.autograd.grad((y * direction).sum(), [parameters[n] for n in names], allow_unused=True)
-    return dict(zip(names, found, strict=True))
+    found = torch.autograd.grad(y, [parameters[n] for n in names], direction * scale, retain_graph=True, allow_unused=True)
+    return {n: None if g is None else g / scale for n, g in zip(names, found, strict=True)}
 
 
 def _arguments(exported: Any, arguments: Mapping[str, str], state: Mapping[str, torch.Tensor],

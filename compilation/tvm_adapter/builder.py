@@ -67,6 +67,9 @@ class Builder:
 
     # -- tensors and calls ----------------------------------------------------------------------------
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: str = "f32", role: Role = Role.ACTIVATION) -> str:
+        if 0 in shape:
+            raise UnsupportedOperationError(f"an operation in {self.place} makes a tensor without elements {shape}: the "
+                                            "device has none; leave the operation out")
         stem, n = name, 1
         while name in self.program.tensors or name in self.taken:
             n += 1

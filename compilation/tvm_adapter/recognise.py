@@ -16,7 +16,7 @@ from tvm import relax
 from compilation.errors import UnsupportedOperationError
 from compilation.tvm_adapter.builder import Builder, op_name
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
-from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View
+from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
 
 
 class Recogniser(Builder):
@@ -110,7 +110,7 @@ class Recogniser(Builder):
                 fits = producer.op == "linear" or (producer.op == "patch_embed" and "pos" not in producer.inputs)
                 if fits and "b" not in producer.inputs and self._broadcasts_features(a, b, features):
                     self._give(producer, "b", b.base)
-                    return View(a.base, a.index)
+                    return a
                 if producer.op == "patch_embed" and "pos" not in producer.inputs and a.plain \
                         and self._parameter(b) and b.index.size == a.index.size:
                     self.program.put(b.base, shape=self.program.tensors[a.base].shape)
@@ -232,7 +232,9 @@ class Recogniser(Builder):
         y = self._emit("patch_embed", {"image": self.image.pixels, "w": name, "scale": self.image.scale,
                                        "shift": self.image.shift}, {"patch": kh}, hint=self.where)
         _, _, gh, gw = shape_of(call)
-        return View(y, np.arange(gh * gw * d, dtype=np.int32).reshape(gh, gw, d).transpose(2, 0, 1)[None])
+        tokens = view_of(y, (1, gh, gw, d))
+        move = relax.op.permute_dims(relax.Var("tokens", relax.TensorType(list(tokens.shape), "float32")), [0, 3, 1, 2])
+        return View(y, tokens.index.transpose(0, 3, 1, 2), moved=(move, tokens, None))
 
     def mean(self, call: relax.Call, args: list[Any]) -> Value | None:
         """Mean over the tokens start .. N-1."""

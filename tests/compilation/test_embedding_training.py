@@ -61,6 +61,27 @@ def test_tokens_that_are_read_twice_are_not_written_over() -> None:
     trains_like_torch(Reused(), IMAGE)
 
 
+class Grid(nn.Module):
+    """Patches that stay an image (1, C, H, W), as in a convolutional network: no token matrix is made of them."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4, bias=bias), nn.Linear(8, 5)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patches(x)
+        y = nn.functional.gelu(y) + self.depthwise(y[:, :, :, ::2]).repeat(1, 1, 1, 2) + y
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_may_stay_an_image(bias: bool) -> None:
+    trains_like_torch(Grid(bias), IMAGE)
+
+
 class LateBias(nn.Module):
     """A bias that is added to one view of a result, not to the result."""
 

@@ -100,6 +100,49 @@ def test_what_would_train_otherwise_in_pytorch_is_refused(name: str) -> None:
         Compiler(Net(body), SPEC)
 
 
+class Clipped(torch.autograd.Function):
+    """Its backward is the forward's own until a gradient is large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].clamp(-20.0, 20.0)
+
+
+def hooked(block: Any, h: torch.Tensor) -> torch.Tensor:
+    h = h * 1.0
+    h.register_hook(lambda g: g * (g.abs() > 1e-3))
+    return h
+
+
+@pytest.mark.parametrize("body", [lambda b, h: Clipped.apply(h), hooked], ids=["clipped", "small ones dropped"])
+def test_a_gradient_that_is_changed_only_when_large_or_small_is_refused(body: Body) -> None:
+    with pytest.raises(CaptureError, match=r"the gradient of mid\.block\.lin\.weight that the captured graph has"):
+        Compiler(Net(body), SPEC)
+
+
+class Empty(nn.Module):
+    def __init__(self, body: Body, read: bool) -> None:
+        super().__init__()
+        self.net, self.read = Net(body), read
+        self.none = nn.Parameter(torch.zeros(0, 4))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.none.sum() if self.read else self.net(x)
+
+
+def test_tensors_without_elements_are_named() -> None:
+    with pytest.raises(CaptureError, match=r"parameter none has no elements \(its shape is \(0, 4\)\)"):
+        Compiler(Empty(lambda b, h: h, True), SPEC)
+    with pytest.raises(UnsupportedOperationError, match=r"an operation in net\.mid\.block makes a tensor without elements"):
+        Compiler(Empty(lambda b, h: h + (h[:, :0] * 2).sum(), False), SPEC)
+    Compiler(Empty(lambda b, h: torch.cat([h[:, :0], h, h.new_zeros(1, 0)], 1), False), SPEC)
+
+
 @pytest.mark.parametrize("body", [lambda b, h: F.dropout(h, 0.0), lambda b, h: F.dropout(h, 0.5, training=False),
                                   lambda b, h: F.dropout(h, 0.5, training=b.training),
                                   lambda b, h: F.alpha_dropout(h, 0.5, False)])
