@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def _refuse_other_values(model: nn.Module) -> None:
 
 def _export(model: nn.Module, example: torch.Tensor) -> Any:
     try:
-        with torch.enable_grad(), _all_trainable(model):
+        with torch.enable_grad(), _all_trainable(model), _no_log():
             return torch.export.export(model, (example,))
     except Exception as error:  # torch.export raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -150,7 +151,21 @@ def _export(model: nn.Module, example: torch.Tensor) -> Any:
             hint = ": write x.detach() for x.data, and use no tensor kept from outside"
         elif any(word in told for word in ("datadependent", "data-dependent", "dynamic control flow")):
             hint = ": the graph may not depend on values; no if, while or item() on tensors"
+        elif "expected more than 1 value per channel" in told:
+            hint = ": it normalises by the statistics of its batch, and the device trains one image at a time; use " \
+                   "running statistics in evaluation mode, or another normalisation"
         raise CaptureError(f"torch.export cannot capture {type(model).__name__} as one graph: {first}{hint}") from error
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """What torch.export logs of a failure (a whole graph) is told by its error as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -244,7 +244,9 @@ class _Writer:
             return f"({self._expr(e.a)} {'/' if kind == 'FloorDiv' else '%'} {self._expr(e.b)})"
         if kind in ("Max", "Min"):
             a, b = self._expr(e.a), self._expr(e.b)
-            return f"({a} {'>' if kind == 'Max' else '<'} {b} ? {a} : {b})"
+            stays_nan = str(e.ty.dtype) == "float32" and type(e.a).__name__ != "FloatImm"
+            nan = f" || {a} != {a}" if stays_nan else ""
+            return f"({a} {'>' if kind == 'Max' else '<'} {b}{nan} ? {a} : {b})"
         if kind == "Not":
             return f"(!{self._expr(e.a)})"
         if kind == "Select":

@@ -21,7 +21,7 @@ void vt_gelu_grad(const vt_gelu_grad_args *a, const vt_step *s) {
 void vt_relu(const vt_relu_args *a, const vt_step *s) {
     int32_t i;
     (void)s;
-    for (i = 0; i < a->size; i++) a->y[i] = a->x[i] > 0.0f ? a->x[i] : 0.0f;
+    for (i = 0; i < a->size; i++) a->y[i] = a->x[i] <= 0.0f ? 0.0f : a->x[i];   /* NaN stays NaN: it is to be seen */
 }
 
 /* d_x = dy where x > 0, else 0. d_x may be x or dy. No scratch. */

@@ -136,7 +136,7 @@ VT_OUTLINE void vt_act(float *x, int32_t n, int32_t act) {
     int32_t i;
     if (act == 0) for (i = 0; i < n; i++) x[i] = vt_gelu_value(x[i]);
     else if (act == 1) for (i = 0; i < n; i++) x[i] = vt_gelu_tanh_value(x[i]);
-    else for (i = 0; i < n; i++) x[i] = x[i] > 0.0f ? x[i] : 0.0f;
+    else for (i = 0; i < n; i++) x[i] = x[i] <= 0.0f ? 0.0f : x[i];    /* NaN stays NaN */
 }
 
 /* x[i] = act'(x[i]). */

@@ -103,6 +103,12 @@ def test_unknown_model_and_key_name_the_nearest() -> None:
         build_model(ModelConfig(name="vit_tiny_patch16_224", weights="none", extra={"nonsense": 1}))
 
 
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "mobilenetv3_small_050", "resmlp_12_224"])
+def test_a_model_of_another_family_is_refused_with_a_way_on(name: str) -> None:
+    with pytest.raises(ModelError, match=r"is not a vision transformer of timm's usual .*through a factory of your own"):
+        build_model(ModelConfig(name=name, weights="none"))
+
+
 def test_a_relative_of_the_vit_that_the_gram_residual_does_not_fit_is_refused() -> None:
     small = {"name": "cait_xxs24_224", "img_size": 32, "weights": "none",
              "extra": {"depth": 1, "embed_dim": 16, "num_heads": 2}}

@@ -84,6 +84,7 @@ DIFFERENT: dict[str, tuple[Body, str]] = {
     "rrelu": (lambda b, h: F.rrelu(h, training=True), r"aten::rrelu\w* in mid\.block draws random numbers"),
     "statistics": (lambda b, h: F.batch_norm(h.repeat(2, 1), None, None, training=True)[:1],
                    r"aten::batch_norm in mid\.block uses the statistics of its batch"),
+    "one value": (lambda b, h: F.batch_norm(h, None, None, training=True), r"normalises by the statistics of its batch"),
     "no statistics": (lambda b, h: F.batch_norm(h.repeat(2, 1), b.count.clone(), b.count.clone(), training=True)[:1],
                       r"aten::batch_norm in mid\.block uses the statistics of its batch"),
     "buffer": (counted, r"the model writes to its buffer mid\.block\.count"),
@@ -122,6 +123,12 @@ def hooked(block: Any, h: torch.Tensor) -> torch.Tensor:
 def test_a_gradient_that_is_changed_only_when_large_or_small_is_refused(body: Body) -> None:
     with pytest.raises(CaptureError, match=r"the gradient of mid\.block\.lin\.weight that the captured graph has"):
         Compiler(Net(body), SPEC)
+
+
+def test_a_shape_that_does_not_fit_is_told_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError, match=r"cannot capture Net as one graph: .*dim") as caught:
+        Compiler(Net(lambda b, h: h), InputSpec((7,)))
+    assert "\n" not in str(caught.value) and "RuntimeError" not in capfd.readouterr().err
 
 
 class Empty(nn.Module):

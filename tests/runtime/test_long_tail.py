@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from algorithm.distance import distance
 from algorithm.training.rounding import RandomRounding
@@ -20,6 +22,7 @@ from compilation.capture import InputSpec
 from compilation.cost import call_macs
 from compilation.pipeline import Compiler
 from runtime.codegen import generate
+from runtime.errors import SimulationError
 from runtime.simulator import Simulator
 from runtime.toolchain import build_firmware
 from runtime.validate import replay
@@ -137,3 +140,33 @@ def test_long_tail_trains_like_pytorch(tmp_path: Path, name: str, trained: str, 
                                         for c in compiled.program.calls[:compiled.program.predict_calls])
     if kind is Convolutions:
         assert measured.predict_macs == Convolutions.MACS
+
+
+class Through(nn.Module):
+    """One operation between two linears."""
+
+    def __init__(self, body: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.head, self.body = nn.Linear(6, 6), nn.Linear(6, 3), body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.a(x)))
+
+
+@pytest.mark.parametrize("body", [
+    F.relu, F.relu6, lambda x: torch.maximum(x, -x), lambda x: torch.minimum(x * 0 + 0.1, x), lambda x: x.clamp(max=1.0),
+    lambda x: F.max_pool1d(x[:, None], 2).repeat(1, 1, 2).flatten(1)],
+    ids=["relu", "relu6", "maximum", "minimum", "clamp", "max pool"])
+def test_what_is_not_a_number_reaches_the_logits_and_is_told(body: Callable[[torch.Tensor], torch.Tensor],
+                                                             tmp_path: Path) -> None:
+    """As in PyTorch: a comparison that lost it would train every weight below to NaN without a word."""
+    model = Through(body).eval()
+    image = np.array([[0.5, -0.5, np.nan, 0.1, 0.2, 0.3]], np.float32)
+    assert model(torch.from_numpy(image)).isnan().all()
+    compiled = Compiler(model, InputSpec((6,))).compile({"a.weight": "all"})
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    with Simulator(tmp_path / "c", compiled.program) as simulator:
+        with pytest.raises(SimulationError, match="logits are not finite"):
+            simulator.train_step(image, 0, 0.1)
+        np.testing.assert_array_equal(simulator.trained()["a.weight"], model.a.weight.detach().numpy())
