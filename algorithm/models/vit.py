@@ -38,7 +38,7 @@ def build_model(config: ModelConfig) -> nn.Module:
         try:
             model = timm.create_model(name, pretrained=False, **wanted)
         except Exception as error:  # timm and torch raise many classes for arguments that do not go together
-            other = "unexpected keyword argument 'img_size'" in str(error)
+            other = "unexpected keyword argument" in str(error) and "'img_size'" in str(error)
             raise ModelError(f"{config.name!r} {NO_VIT.format('it takes no img_size')}" if other else
                              f"timm cannot build {config.name!r} with {_short(wanted)}: {one_line(error)}") from None
     if not hasattr(model, "blocks") or not hasattr(getattr(model, "patch_embed", None), "num_patches"):

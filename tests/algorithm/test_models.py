@@ -103,7 +103,7 @@ def test_unknown_model_and_key_name_the_nearest() -> None:
         build_model(ModelConfig(name="vit_tiny_patch16_224", weights="none", extra={"nonsense": 1}))
 
 
-@pytest.mark.parametrize("name", ["crossvit_tiny_240", "mobilenetv3_small_050", "resmlp_12_224"])
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "mobilenetv3_small_050", "poolformer_s12", "resmlp_12_224"])
 def test_a_model_of_another_family_is_refused_with_a_way_on(name: str) -> None:
     with pytest.raises(ModelError, match=r"is not a vision transformer of timm's usual .*through a factory of your own"):
         build_model(ModelConfig(name=name, weights="none"))
