@@ -87,7 +87,6 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     """One call a stage."""
     with journal.stage("imports"):
         import torch
-        from rich.console import Console
 
         from algorithm import build_model, choose_plan, load_data
         from algorithm.models import input_scale_shift
@@ -96,7 +95,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         from compilation.capture import InputSpec
         from compilation.pipeline import Compiler
         from runtime.codegen.generate import generate
-        from runtime.report import RunReport, write_report
+        from runtime.report import RunReport, console_table, write_report
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     folder.write_text("config.yaml", config.to_yaml())
@@ -143,8 +142,9 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         stages=journal.seconds)
     for name in ("report.html", "summary.json"):
         folder.file(name)
-    write_report(folder.path, report, Console())
+    write_report(folder.path, report)
     done = folder.finish()
+    journal.show(console_table(report))     # only now: what listens may be gone, the run is whole
     journal.console.print(journal.table())
     journal.say(f"report: {done / 'report.html'}")
     validation.require()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -37,6 +38,17 @@ class Journal:
         """Markup in the text is text."""
         passed = Text(f"{time.perf_counter() - self.start:6.1f} s", style="dim")
         self.console.print(passed, Text(" " + plain_line(text)), soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """The table on the standard output; where that is full or gone, a line says so instead."""
+        console = Console()
+        try:
+            with console.capture() as captured:         # rich itself ends the process where a pipe is broken
+                console.print(table)
+            print(captured.get(), end="", flush=True)
+        except OSError as error:
+            self.say(f"the table cannot be printed ({error.strerror or error}); the report holds it")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the old one would fail once more when Python ends
 
     @contextmanager
     def stage(self, name: str, text: str = "") -> Iterator[None]:

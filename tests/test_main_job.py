@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -195,3 +196,14 @@ def test_a_full_disk_is_one_line(job: Job, tmp_path: Path, monkeypatch: pytest.M
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1 and "No space left" in errors[0]
     assert (tmp_path / ".run.partial" / TRAINING).is_file()
+
+
+def test_nobody_at_the_standard_output_costs_no_result(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert job() == 0
+    assert (tmp_path / "run/report.html").is_file() and not (tmp_path / ".run.partial").exists()
+    assert "cannot be printed" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -220,10 +219,10 @@ def console_table(report: RunReport) -> Table:
     return table
 
 
-def write_report(folder: str | Path, report: RunReport, console: Console | None = None) -> Path:
-    """Writes report.html and summary.json into the run folder, prints the table when a console is given.
+def write_report(folder: str | Path, report: RunReport) -> Path:
+    """Writes report.html and summary.json into the run folder; returns the report's path.
 
-    Returns the report's path. Raises ReportError where the folder cannot be written.
+    Raises ReportError where the folder cannot be written.
     """
     folder = Path(folder)
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
@@ -241,6 +240,4 @@ def write_report(folder: str | Path, report: RunReport, console: Console | None 
             fresh.replace(folder / name)
     except OSError as error:
         raise ReportError(f"cannot write to {folder}: {error.strerror}; choose another output folder") from None
-    if console:
-        console.print(console_table(report))
     return folder / "report.html"

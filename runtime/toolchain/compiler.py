@@ -157,8 +157,9 @@ def compiler_version(compiler: str) -> str:
     """What the compiler says about itself. Raises ToolchainError."""
     command = compiler_command(compiler)
     try:
-        done = subprocess.run([*command, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              encoding="utf-8", errors="replace", timeout=SECONDS)
+        with temporary_folder("vit-compiler-") as room:         # zig asks for its folders to answer this, too
+            done = subprocess.run([*command, "--version"], env=environment(Path(room)), stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolchainError(f"compiler {compiler} cannot be run: {error}") from None
     return done.stdout

@@ -18,6 +18,7 @@ from runtime.errors import ToolchainError
 from runtime.simulator import Simulator
 from runtime.toolchain import Build, build_firmware, build_shared, cache, check_compiler
 from runtime.toolchain.build import compile_objects
+from runtime.toolchain.compiler import compiler_version
 from tests.runtime import toy
 
 
@@ -85,6 +86,15 @@ def test_what_is_no_compiler_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ToolchainError, match=text) as error:
             check_compiler(Build(compiler, cpu="baseline"))
         assert compiler in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_version_is_asked_for_with_folders_that_can_be_written(tmp_path: Path, anew: pytest.MonkeyPatch) -> None:
+    """Without its cache folder given, zig falls back on HOME even to say its version, and may never come back."""
+    anew.delenv("ZIG_GLOBAL_CACHE_DIR")
+    anew.setenv("HOME", "/proc")
+    anew.delenv("XDG_CACHE_HOME", raising=False)
+    command = script(tmp_path / "cc", "#!/bin/sh\necho \"$ZIG_GLOBAL_CACHE_DIR\"\n")
+    assert Path(compiler_version(command).strip()).parent == cache.cache_folder()
 
 
 def test_a_compiler_for_another_machine_is_refused() -> None:

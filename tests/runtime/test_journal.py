@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -45,3 +48,23 @@ def test_stages_of_other_threads_are_marked() -> None:
     assert list(log.seconds) == ["trace", "train"]
     log.console.print(log.table())
     assert "training" in out.getvalue() and "trace (beside)" in out.getvalue() and "train (beside)" not in out.getvalue()
+
+
+@pytest.mark.parametrize("gone", ["full", "closed"])
+def test_a_table_that_nobody_takes_is_said_and_ends_nothing(gone: str) -> None:
+    if gone == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    if gone == "full":
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    code = ("from rich.table import Table; from runtime.journal import Journal\n"
+            "log, t = Journal(), Table(); t.add_row('a')\n"
+            "log.show(t); log.say('went on')")
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(out)
+    first, second = done.stderr.splitlines()
+    assert done.returncode == 0 and "the table cannot be printed (" in first and second.endswith("went on")

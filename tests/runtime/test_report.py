@@ -14,7 +14,7 @@ from rich.console import Console
 from algorithm.training.trace import FORMAT, Trace
 from runtime.__main__ import main
 from runtime.errors import ReportError
-from runtime.report import RunReport, write_report
+from runtime.report import RunReport, console_table, write_report
 from runtime.report.figures import Series, compact_bytes, line_chart, memory_picture, smooth, ticks
 from runtime.simulator import Simulator
 from runtime.validate import replay
@@ -41,7 +41,8 @@ def report(toy_simulator: Simulator) -> RunReport:
 
 def test_report_is_self_contained_and_says_what_was_measured(report: RunReport, tmp_path: Path) -> None:
     console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
-    page = write_report(tmp_path / "run", report, console).read_text()
+    page = write_report(tmp_path / "run", report).read_text()
+    console.print(console_table(report))
     assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", page), "the report reaches for the network"
     assert "a &lt;toy&gt; run" in page and "62.5 %" in page and "4,264" in page and "proven equal" in page
     assert "2 of 6 columns" in page
