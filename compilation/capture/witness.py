@@ -17,7 +17,7 @@ from torch import nn
 from compilation.errors import CaptureError
 
 TOLERANCE = 1e-3        # of the largest element: float32 noise is 1e-6 to 1e-5, a gradient that is not there is 1
-SCALES = 1.0, 1e4, 1e-4     # of the gradient that arrives
+SCALES = 1e4, 1e-4      # of the gradient that arrives; of the graph's, which is linear in it, once
 FLOOR = 1e-5            # of the largest element of all gradients: a gradient that is exactly zero is noise of that size
 
 
