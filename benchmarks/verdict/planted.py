@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,23 +99,24 @@ def run_all(work: Path, unit_tests: bool, only: str = "") -> list[dict[str, Any]
             raise MutationError(f"the sound project is not proven on {case}, momentum {momentum:g}: {found}")
     rows = []
     for mutation in chosen:
-        done = work / f"fault-{hashlib.sha256(repr((mutation, unit_tests)).encode()).hexdigest()[:12]}.json"
-        if not done.is_file():      # else an earlier call in this folder has been here
-            print(f"planted: {mutation.name}", file=sys.stderr, flush=True)
-            done.write_text(json.dumps(plant(copy, mutation, work, unit_tests)))
-        rows.append(json.loads(done.read_text()))
+        print(f"planted: {mutation.name}", file=sys.stderr, flush=True)
+        with planted(copy, mutation):
+            found = once(work, "fault", mutation, lambda m=mutation: outcome_in(copy, m.case, m.momentum, work))
+            row = {"name": mutation.name, "file": mutation.file, "case": mutation.case, **found,
+                   "caught": found["by"] in FINDERS and found["outcome"] != "proven"}
+            if unit_tests:
+                row |= {"test": mutation.test, "caught_by_test": once(
+                    work, "test", mutation, lambda m=mutation: bool(m.test) and fails(copy, m.test))}
+        rows.append(row)
     return rows
 
 
-def plant(copy: Path, mutation: Mutation, work: Path, unit_tests: bool) -> dict[str, Any]:
-    """One fault: who finds it."""
-    with planted(copy, mutation):
-        found = outcome_in(copy, mutation.case, mutation.momentum, work)
-        row = {"name": mutation.name, "file": mutation.file, "case": mutation.case, **found,
-               "caught": found["by"] in FINDERS and found["outcome"] != "proven"}
-        if unit_tests:
-            row |= {"test": mutation.test, "caught_by_test": bool(mutation.test) and fails(copy, mutation.test)}
-    return row
+def once(work: Path, kind: str, mutation: Mutation, find: Callable[[], Any]) -> Any:
+    """What `find` gives; where an earlier call in this folder has asked for the very same, what it gave then."""
+    done = work / f"{kind}-{hashlib.sha256(repr(mutation).encode()).hexdigest()[:12]}.json"
+    if not done.is_file():
+        done.write_text(json.dumps(find()))
+    return json.loads(done.read_text())
 
 
 def fails(copy: Path, arguments: str) -> bool:
