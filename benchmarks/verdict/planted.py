@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,11 @@ def run_all(work: Path, unit_tests: bool, only: str = "") -> list[dict[str, Any]
     for mutation in chosen:
         print(f"planted: {mutation.name}", file=sys.stderr, flush=True)
         with planted(copy, mutation):
-            found = once(work, "fault", mutation, lambda m=mutation: outcome_in(copy, m.case, m.momentum, work))
+            found = once(work, "fault", mutation, partial(outcome_in, copy, mutation.case, mutation.momentum, work))
             row = {"name": mutation.name, "file": mutation.file, "case": mutation.case, **found,
                    "caught": found["by"] in FINDERS and found["outcome"] != "proven"}
             if unit_tests:
-                row |= {"test": mutation.test, "caught_by_test": once(
-                    work, "test", mutation, lambda m=mutation: bool(m.test) and fails(copy, m.test))}
+                row |= {"test": mutation.test, "caught_by_test": once(work, "test", mutation, partial(fails, copy, mutation.test))}
         rows.append(row)
     return rows
 
@@ -120,7 +120,9 @@ def once(work: Path, kind: str, mutation: Mutation, find: Callable[[], Any]) -> 
 
 
 def fails(copy: Path, arguments: str) -> bool:
-    """Whether the copy's tests find the fault (pytest's exit status 1: tests ran and failed)."""
+    """Whether these tests of the copy find the fault (pytest's exit status 1: tests ran and failed); none never do."""
+    if not arguments:
+        return False
     done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments.split(" ")],
                           cwd=copy, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return done.returncode == 1
