@@ -106,7 +106,8 @@ def run_all(work: Path, unit_tests: bool, only: str = "") -> list[dict[str, Any]
             row = {"name": mutation.name, "file": mutation.file, "case": mutation.case, **found,
                    "caught": found["by"] in FINDERS and found["outcome"] != "proven"}
             if unit_tests:
-                row |= {"test": mutation.test, "caught_by_test": once(work, "test", mutation, partial(fails, copy, mutation.test))}
+                seen = once(work, "test", mutation, partial(fails, copy, mutation.test))
+                row |= {"test": mutation.test, "caught_by_test": seen}
         rows.append(row)
     return rows
 
