@@ -74,7 +74,7 @@ class Op:
     indices: ClassVar[str]                      # the axes of the inputs, as in "x: n c, w: o c, b: o" (ops/indices.py)
     attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
     legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
-    schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory and speed, never the function
+    schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory, speed and, where a sum is cut, last bits
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
