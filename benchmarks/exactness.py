@@ -25,6 +25,7 @@ from algorithm.sparse.config import PlanConfig
 if TYPE_CHECKING:
     import torch
 
+    from algorithm.models import ModelConfig
     from compilation.pipeline import Compiler
 
 NO_BIAS = {"n_bias_update": 0, "bias": False, "layer_norm": False}
@@ -39,7 +40,25 @@ PLANS: dict[str, dict[str, Any]] = {
     "head only": {"n_bias_update": 0},
 }
 
-FULL_LR = 1e-7    # at higher rates all weights together diverge, in PyTorch as in C, and no two runs can be compared
+# With the packaged weights no learning rate lets all weights be compared: at 1e-5 training is chaotic, at 1e-6 most weights
+# move by less than float32 resolves. So everything is trained from random weights.
+FROM_RANDOM = {"full update"}
+
+
+def make_model(config: ModelConfig) -> tuple[torch.nn.Module, Compiler]:
+    """The model, with a Gram residual that does something, captured."""
+    import torch
+
+    from algorithm.models import build_model, input_scale_shift
+    from compilation.capture import InputSpec
+    from compilation.pipeline import Compiler
+    model = build_model(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gram_b"):
+                parameter.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
+    shape = (3, config.img_size, config.img_size)
+    return model, Compiler(model, InputSpec(shape, *input_scale_shift(model)), config.name)
 
 
 def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module, budget: int | None) -> dict[str, Any]:
@@ -52,7 +71,7 @@ def run_plan(name: str, config: Any, compiler: Compiler, model: torch.nn.Module,
     steps = config.train.trace_steps
     start = time.perf_counter()
     compiled = compiler.compile(dict(plan.to_dict()["parameters"]), budget)
-    lr = FULL_LR if name == "full update" else config.train.lr
+    lr = config.train.lr
     trace = record_trace(model, plan, train.images[:steps], train.labels[:steps], lr)
     with tempfile.TemporaryDirectory(prefix="exactness-") as folder:
         generate(compiled.program, compiled.values, Path(folder) / "c")
@@ -82,19 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     config = make_run_config([], [f"train.trace_steps={args.steps}", "model.head_init=timm", *args.overrides])
     import torch
 
-    from algorithm import build_model
-    from algorithm.models import input_scale_shift
-    from compilation.capture import InputSpec
-    from compilation.pipeline import Compiler
     torch.set_num_threads(1)
-    model = build_model(config.model)
-    with torch.no_grad():                    # a Gram residual that does something
-        for name, parameter in model.named_parameters():
-            if name.endswith("gram_b"):
-                parameter.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
-    scale, shift = input_scale_shift(model)
     size = config.model.img_size
-    compiler = Compiler(model, InputSpec((3, size, size), scale, shift), config.model.name)
+    made: dict[str, tuple[torch.nn.Module, Compiler]] = {}      # by the source of the weights
     budget = parse_budget(args.budget) if args.budget else None
     rows = []
     table = Table(title=f"{config.model.name} at {size} px, {args.steps} steps: distance from float64 PyTorch")
@@ -105,6 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.only and args.only not in name:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
+        weights = "none" if name in FROM_RANDOM else config.model.weights
+        if weights not in made:
+            made = {weights: make_model(config.model.model_copy(update={"weights": weights}))}
+        model, compiler = made[weights]
         r = run_plan(name, config, compiler, model, budget)
         rows.append(r)
         table.add_row(name, f"{r['ram_measured_bytes']:,}", f"{r['loss_max_rel_error']:.1e}",
