@@ -286,17 +286,19 @@ def sgd(library: ct.CDLL, p: np.ndarray, g: np.ndarray, update: Update) -> tuple
     return p, v
 
 
-def test_sgd_is_torch_sgd(library: ct.CDLL) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torch_sgd(momentum: float, library: ct.CDLL) -> None:
     rng = np.random.default_rng(0)
     start, g = rng.normal(size=37), rng.normal(size=37)
-    p, v = sgd(library, start, g, Update(lr=0.1, momentum=0.9, velocity=True))
+    p, v = sgd(library, start, g, Update(lr=0.1, momentum=momentum, velocity=bool(momentum)))
     parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    optimiser = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    optimiser = torch.optim.SGD([parameter], lr=0.1, momentum=momentum)
     parameter.grad = torch.from_numpy(g)
-    optimiser.state[parameter]["momentum_buffer"] = torch.full((37,), 0.25, dtype=torch.float64)
+    if momentum:
+        optimiser.state[parameter]["momentum_buffer"] = torch.full((37,), 0.25, dtype=torch.float64)
     optimiser.step()
     np.testing.assert_allclose(p, parameter.detach().numpy(), atol=1e-6)
-    np.testing.assert_allclose(v, 0.9 * 0.25 + g, atol=1e-6)
+    np.testing.assert_allclose(v, momentum * 0.25 + g if momentum else np.full(37, 0.25), atol=1e-6)
 
 
 @each(lambda op: "rows" in op.schedule)
