@@ -40,8 +40,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "head only": {"n_bias_update": 0},
 }
 
-# With the packaged weights training everything was seen to diverge at a rate of 1e-5, and at 1e-6 half of the tensors moved by
-# less than float32 resolves: nothing is proven there. So everything is trained from random weights.
+# With the packaged weights training everything was seen to diverge at a rate of 1e-5, and at 1e-6 half of the tensors
+# moved by less than float32 resolves: nothing is proven there. So everything is trained from random weights.
 FROM_RANDOM = {"full update"}
 
 
