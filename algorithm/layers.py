@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithm.data.config import FROM_A_FOLDER
+from algorithm.data.config import FROM_A_FOLDER, READ_BY
 from algorithm.errors import ConfigError
 from algorithm.schema import Section, nearest, one_line, section_of
 from algorithm.sparse.config import CHOICES
@@ -112,8 +112,9 @@ def _data(base: Tree, layer: Tree) -> None:
     data, known = layer.get("data", {}), base.get("data", {})
     if data.get("data_root") is not None and "name" not in data and known.get("name") not in FROM_A_FOLDER:
         data["name"] = "imagefolder"
-    elif "name" in data and data["name"] not in FROM_A_FOLDER:
-        base["data"] = {k: v for k, v in known.items() if k not in ("data_root", "download")}
+    elif "name" in data:
+        unread = {option for option, sources in READ_BY.items() if data["name"] not in sources}
+        base["data"] = {k: v for k, v in known.items() if k not in unread}
 
 
 def _additions(base: Tree, layer: Tree) -> None:
