@@ -112,7 +112,7 @@ def _data(base: Tree, layer: Tree) -> None:
     data, known = layer.get("data", {}), base.get("data", {})
     if data.get("data_root") is not None and "name" not in data and known.get("name") not in FROM_A_FOLDER:
         data["name"] = "imagefolder"
-    elif "name" in data:
+    if "name" in data:
         unread = {option for option, sources in READ_BY.items() if data["name"] not in sources}
         base["data"] = {k: v for k, v in known.items() if k not in unread}
 

@@ -34,6 +34,9 @@ class Broken:
         self.name, self.limit, self.warn = name, limit, warn
         self.found: dict[str, str] = {}
 
+    def __reduce__(self) -> tuple[type[Broken], tuple[str, int, Warn]]:
+        return Broken, (self.name, self.limit, to_stderr)  # a worker's copy counts for nobody
+
     def add_all(self, notes: Notes) -> None:
         """Count broken images, each once, and say what stands for them. Raises DataError beyond `limit`."""
         new = {path: (reason, instead) for path, reason, instead in notes if path not in self.found}

@@ -36,8 +36,9 @@ def imagenet_root(root: Path) -> Path:
     if not root.is_dir():
         raise DataError(f"no image folder at {root}: set data.data_root")
     for place in _PLACES:
-        if any((root / place / name).is_dir() for name in TRAIN_NAMES):
-            return root / place
+        here = root / place
+        if here.is_dir() and any(p.name.lower() in TRAIN_NAMES and p.is_dir() for p in here.iterdir()):
+            return here
     raise DataError(f"{root} has no folder {'/'.join(TRAIN_NAMES)} (beside {'/'.join(TEST_NAMES)}), nor has "
                     f"{root / _PLACES[1]}: point data.data_root to the folder that has")
 

@@ -20,7 +20,6 @@ from algorithm.data.sampling import Draw, StepSampler, seeded
 from algorithm.data.streams import Stream
 from algorithm.data.transforms import Transform
 from algorithm.errors import AlgorithmError, DataError
-from algorithm.schema import one_line
 
 __all__ = ["EvalBatches", "StepSampler", "eval_batches", "share_broken", "train_batches"]
 
@@ -149,10 +148,15 @@ def _loaded(loader: DataLoader[Any], stream: Stream) -> Iterator[tuple[Any, torc
             yield what, images, labels
     except (RuntimeError, OSError) as error:
         if loader.num_workers and any(symptom in str(error) for symptom in _SYMPTOMS):
-            raise DataError(f"the {loader.num_workers} processes that read {stream.name} failed ({one_line(error, 200)}): "
+            raise DataError(f"the {loader.num_workers} processes that read {stream.name} failed ({_last_line(error)}): "
                             "set recipe.workers lower (0 = read in the training process), or give the machine more memory, "
                             "shared memory (/dev/shm; in a container --shm-size) or open files (ulimit -n)") from error
         raise
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong; of an error that a worker met, whose text is a whole traceback."""
+    return str(error).strip().splitlines()[-1][:200]
 
 
 _SYMPTOMS = ("DataLoader worker", "shared memory", "ancdata", "Too many open files", "Cannot allocate memory", "/torch_",

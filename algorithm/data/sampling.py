@@ -77,8 +77,8 @@ class StepSampler:
 
     def _order(self, epoch: int, turn: int) -> np.ndarray:
         if (epoch, turn) not in self._orders:
-            if self.images > self.update_images:
-                self._orders.clear()  # one order of a large set is enough
+            for past in [key for key in self._orders if key[0] != epoch]:
+                del self._orders[past]
             self._orders[epoch, turn] = np.random.default_rng([self.seed, epoch, turn]).permutation(self.images)
         return self._orders[epoch, turn]
 

@@ -5,6 +5,8 @@ Each gives two streams over all of its images; `algorithm.data.load_data` and `o
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ from algorithm.data.imagenet import data_files
 from algorithm.data.streams import ArrayStream, FolderStream, Stream, SyntheticStream, open_rgb
 from algorithm.errors import DataError
 from algorithm.schema import one_line
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
 
 ASSETS = Path(__file__).parent / "assets"
 DIGITS_TEST_FRACTION = 4  # every fourth digit is held out
@@ -87,7 +95,8 @@ def cifar(name: str, root: str | Path | None, download: bool) -> Pair:
     parts = []
     for is_train in (True, False):
         try:
-            raw = kind(str(root), train=is_train, download=download)
+            with _alone(Path(root)) if download else contextlib.nullcontext():
+                raw = kind(str(root), train=is_train, download=download)
         except Exception as error:  # torchvision, urllib and pickle raise many classes
             if download:
                 raise DataError(f"{name} cannot be downloaded into {root} ({one_line(error, 80)}): where there is no "
@@ -96,3 +105,14 @@ def cifar(name: str, root: str | Path | None, download: bool) -> Pair:
                             "with data.download=true") from None
         parts.append(ArrayStream(np.asarray(raw.data), np.asarray(raw.targets), list(raw.classes), name))
     return parts[0], parts[1]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, of those on this machine: the others find what the first has downloaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".download.lock").open("w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -137,7 +137,8 @@ class FolderStream(Stream):
     def __init__(self, files: Files, classes: Sequence[str], name: str, root: str | Path) -> None:
         super().__init__(np.fromiter((label for _, label in files), np.int64, len(files)), classes, name)
         self.root = str(root)
-        self._paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in files])
+        above = os.path.join(self.root, "")
+        self._paths = np.array([os.fsencode(path.removeprefix(above)) for path, _ in files])
 
     def _open(self, row: int) -> Image.Image:
         return open_rgb(self._title(row))
