@@ -23,6 +23,7 @@ from algorithm.errors import AlgorithmError, DataError
 
 __all__ = ["EvalBatches", "StepSampler", "eval_batches", "share_broken", "train_batches"]
 
+PATIENCE = 600.0  # seconds that a batch of worker processes may take; a worker that cannot send its batch says nothing
 Loaded = tuple[Any, torch.Tensor, torch.Tensor, Notes]  # what was asked for, images, labels, broken images met
 
 
@@ -123,6 +124,7 @@ class _Reader(TorchDataset[Any]):
 def _loader(reader: _Reader, asked: Iterable[Any], workers: int, pin: bool, prefetch: int) -> DataLoader[Any]:
     return DataLoader(reader, batch_size=None, sampler=asked, collate_fn=_same, num_workers=workers,
                       prefetch_factor=prefetch if workers else None, persistent_workers=workers > 0,
+                      timeout=PATIENCE if workers else 0,
                       pin_memory=pin and torch.cuda.is_available(), worker_init_fn=_in_worker,
                       generator=torch.Generator())  # its own: the training's numbers do not depend on who reads
 
@@ -159,5 +161,5 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1][:200]
 
 
-_SYMPTOMS = ("DataLoader worker", "shared memory", "ancdata", "Too many open files", "Cannot allocate memory", "/torch_",
-             "unable to open file", "unable to mmap")
+_SYMPTOMS = ("DataLoader worker (", "DataLoader timed out", "shared memory", "ancdata", "Too many open files",
+             "Cannot allocate memory", "/torch_", "unable to open file", "unable to mmap")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from algorithm.data import DataConfig, Stream, open_streams
 from algorithm.data.config import SyntheticConfig
-from algorithm.data.loading import StepSampler, eval_batches, share_broken, train_batches
+from algorithm.data.loading import StepSampler, _loaded, eval_batches, share_broken, train_batches
 from algorithm.data.sampling import Draw, seeded
 from algorithm.data.streams import SyntheticStream
 from algorithm.data.transforms import eval_transform, train_transform
@@ -24,6 +26,7 @@ from algorithm.recipes.config import AugmentConfig
 HALF = (0.5, 0.5, 0.5)
 STRONG = train_transform(AugmentConfig(aa="rand-m9-mstd0.5-inc1", reprob=0.5), 16, HALF, HALF)  # draws from all generators
 PLAIN = eval_transform(16, HALF, HALF)
+NUMPY: Any = np.random  # the global generator, which timm draws from
 Batch = tuple[int, int, torch.Tensor, torch.Tensor]
 
 
@@ -95,14 +98,14 @@ def test_samplers_that_cannot_be() -> None:
 
 def test_seeding_leaves_the_generators_as_they_were() -> None:
     def drawn() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
+        return random.random(), float(NUMPY.rand()), float(torch.rand(()))
 
     random.seed(1)
-    np.random.seed(1)
+    NUMPY.seed(1)
     torch.manual_seed(1)
     expected = [drawn(), drawn()]
     random.seed(1)
-    np.random.seed(1)
+    NUMPY.seed(1)
     torch.manual_seed(1)
     seen = [drawn()]
     with seeded(2**63 - 1, Draw(4, 5, 0)):
@@ -147,24 +150,42 @@ class Dying:
         os._exit(3)
 
 
-class Wrong:
-    """A transform that fails by a fault of its own."""
+def test_a_worker_that_dies_is_reported_with_what_to_do(stream: Stream) -> None:
+    with pytest.raises(DataError, match=r"the 1 processes that read synthetic failed .*recipe.workers.*shm-size") as caught:
+        list(train_batches(stream, Dying(), StepSampler(len(stream), 4), workers=1, last_update=1))
+    assert "\n" not in str(caught.value)
+
+
+class Failing:
+    """What torch's loader does when its workers fail."""
+
+    num_workers = 2
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __iter__(self) -> Iterator[Any]:
         raise self.error
 
 
-def test_workers_that_fail_are_reported_with_what_to_do(stream: Stream) -> None:
-    with pytest.raises(DataError, match=r"the 1 processes that read synthetic failed .*recipe.workers.*shm-size") as caught:
-        list(train_batches(stream, Dying(), StepSampler(len(stream), 4), workers=1, last_update=1))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"failed .*Too many open files"):
-        list(eval_batches(stream, Wrong(OSError(24, "Too many open files")), 4, workers=1))
-    with pytest.raises(ValueError, match="my own"):
-        list(eval_batches(stream, Wrong(ValueError("my own")), 4, workers=1))
+@pytest.mark.parametrize("error", [
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+                 "of shared memory. Please try to raise your shared memory limit."),
+    RuntimeError("DataLoader timed out after 600 seconds"), RuntimeError("received 0 items of ancdata"),
+    OSError(24, "Too many open files"), OSError(12, "Cannot allocate memory"),
+    RuntimeError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+                 "OSError: [Errno 24] Too many open files\n"),
+])
+def test_what_torch_says_of_failing_workers_becomes_one_line(error: Exception, stream: Stream) -> None:
+    with pytest.raises(DataError, match=r"the 2 processes .*recipe.workers") as caught:
+        list(_loaded(cast(Any, Failing(error)), stream))
+    assert "\n" not in str(caught.value) and str(error).strip().splitlines()[-1][:80] in str(caught.value)
+
+
+def test_a_fault_of_the_program_stays_what_it_is(stream: Stream) -> None:
+    mine = RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\nRuntimeError: my own\n")
+    with pytest.raises(RuntimeError, match="my own"):
+        list(_loaded(cast(Any, Failing(mine)), stream))
 
 
 def broken_folder(root: Path, broken: int) -> DataConfig:
@@ -188,11 +209,11 @@ def test_broken_images_are_counted_over_all_workers(tmp_path: Path, workers: int
     held = eval_batches(test, PLAIN, 2, workers=workers)
     assert sorted(torch.cat([labels for _, labels in held]).tolist()) == [0] * 3 + [1] * 3
     assert len(test.broken.found) == 2 and len(said) == 4 and "left out" in said[-1]
-    for path in list((tmp_path / "train/cat").iterdir())[:3] + [tmp_path / "val/cat/1.png"]:
+    for path in [*list((tmp_path / "train/cat").iterdir())[:3], tmp_path / "val/cat/1.png"]:
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"images of .* are corrupt or unreadable, data.max_broken allows 2"):
         list(train_batches(train, PLAIN, StepSampler(12, 4), 0, workers, last_update=6))
-    with pytest.raises(DataError, match="are corrupt or unreadable, data.max_broken allows 2"):
+    with pytest.raises(DataError, match=r"are corrupt or unreadable, data.max_broken allows 2"):
         list(held)
 
 

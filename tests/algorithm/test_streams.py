@@ -35,7 +35,8 @@ def folder(root: Path, counts: dict[str, tuple[int, int]]) -> Path:
 
 
 def config(root: Path, **changes: Any) -> DataConfig:
-    return DataConfig(**{"name": "imagefolder", "data_root": str(root), "images_per_class": None, "test_images": None, **changes})
+    changes = {"images_per_class": None, "test_images": None, **changes}
+    return DataConfig(name="imagefolder", data_root=str(root), **changes)
 
 
 def grey(image: Image.Image) -> int:
@@ -112,7 +113,7 @@ def test_more_broken_images_than_may_be_are_refused_by_name(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"cat/01\.png is corrupt"):
         train[1]
     train, _ = open_streams(config(root, max_broken=1), lambda _: None)
-    with pytest.raises(DataError, match=r"2 images .* are corrupt or unreadable, data.max_broken allows 1: .*01\.png, .*02\.png"):
+    with pytest.raises(DataError, match=r"2 images .* data.max_broken allows 1: .*01\.png, .*02\.png"):
         for i in range(6):
             train[i]
     assert DataConfig(name="imagefolder", max_broken=None).limit_of(5000) == 5
@@ -123,9 +124,9 @@ def test_a_class_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     for i in range(2):
         (root / f"train/dog/{i:02}.png").write_bytes(b"")
     train, _ = open_streams(config(root, max_broken=9), lambda _: None)
-    with pytest.raises(DataError, match="no image of class 'dog' in .* is readable"):
+    with pytest.raises(DataError, match=r"no image of class 'dog' in .* is readable"):
         train[3]
-    with pytest.raises(DataError, match="no image of class 'dog' in .* is readable"):
+    with pytest.raises(DataError, match=r"no image of class 'dog' in .* is readable"):
         load_data(config(root, max_broken=9), 4, warn=lambda _: None)
 
 
@@ -187,9 +188,10 @@ def test_imagenet_and_its_hundred_classes(tmp_path: Path) -> None:
     listed.write_text("# the hundred\n" + "\n".join(f"{name} word" for name in chosen))
     hundred = DataConfig(name="imagenet100", data_root=str(tmp_path), class_list=str(listed), **whole)
     train, test = open_streams(hundred)
-    assert train.classes == test.classes == chosen and len(test) == 100 and chosen[7] in test.title(7) and test.labels[7] == 7
+    assert train.classes == test.classes == chosen and len(test) == 100
+    assert chosen[7] in test.title(7) and test.labels[7] == 7
     assert check_data(hundred, 100) == [1] * 100
-    with pytest.raises(DataError, match="imagenet100 has 100 classes, .* has 1000: name the wanted ones in .*class_list"):
+    with pytest.raises(DataError, match=r"imagenet100 has 100 classes, .* has 1000: name the wanted ones in .*class_list"):
         check_data(hundred.model_copy(update={"class_list": None}), 1000)
     for text, match in ((f"{names[0]}\nn9\n", "lists 2: correct"), ("n1\nn1\n", "'n1' twice"), ("\n", "names 0 classes"),
                         ("\n".join([*chosen[1:], "n00000999x"]), "'n00000999x' of data.class_list is not in .*n00000999'")):
@@ -232,9 +234,10 @@ def test_cifar_from_torchvisions_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("dataset", "data_dir", "expected"), [
     ("torch/cifar100", "d", ("cifar100", "d")), ("torch/cifar10", None, ("cifar10", None)),
-    ("imagenet", "d", ("imagenet", "d")), ("torch/imagenet", "d", ("imagenet", "d")), ("ImageNet-100", "d", ("imagenet100", "d")),
+    ("imagenet", "d", ("imagenet", "d")), ("torch/imagenet", "d", ("imagenet", "d")),
+    ("ImageNet-100", "d", ("imagenet100", "d")),
     ("", "d", ("imagefolder", "d")), (None, "d", ("imagefolder", "d")), ("folder", "d", ("imagefolder", "d")),
-    ("./mine", None, ("imagefolder", "./mine".removeprefix("./"))), ("digits", None, ("digits", None)),
+    ("./mine", None, ("imagefolder", "mine")), ("digits", None, ("digits", None)),
     ("synthetic", None, ("synthetic", None)),
 ])
 def test_timms_names(dataset: str | None, data_dir: str | None, expected: tuple[str, str | None]) -> None:
@@ -256,7 +259,8 @@ def test_timms_names_that_are_refused(dataset: str | None, data_dir: str | None,
     (["data.name=cifar10", "data.class_list=x"], "class_list is for imagefolder"),
     (["data.synthetic.size=8"], "synthetic is for synthetic, not for fashion-mnist"),
     (["data.allow_missing_classes=true"], "allow_missing_classes is for imagefolder"),
-    (["data.name=synthetic", "data.data_root=x"], "made from numbers"), (["data.name=synthetic", "data.synthetic.classes=1"], "classes"),
+    (["data.name=synthetic", "data.data_root=x"], "made from numbers"),
+    (["data.name=synthetic", "data.synthetic.classes=1"], "classes"),
     (["data.name=imagnet"], "data.name"),
 ])
 def test_options_that_a_source_does_not_read(overrides: list[str], match: str) -> None:
@@ -274,7 +278,8 @@ def test_another_data_set_drops_the_options_of_the_one_before(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("changes", "match"), [
-    ({"synthetic": {"classes": 11}}, "the data have 11 classes"), ({"images_per_class": 101}, "class 'class_0' has 100 images"),
+    ({"synthetic": {"classes": 11}}, "the data have 11 classes"),
+    ({"images_per_class": 101}, "class 'class_0' has 100 images"),
     ({"test_images": 9}, "cannot show each of the 10 classes"),
 ])
 def test_the_preflight_of_synthetic_data(changes: dict[str, Any], match: str) -> None:
