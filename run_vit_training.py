@@ -103,7 +103,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     with journal.stage("model", f"model {config.model.name}, weights {config.model.weights}"):
         model = build_model(config.model)
     with journal.stage("data"):
-        train, test = load_data(config.data, config.model.img_size, config.model.num_classes)
+        train, test = load_data(config.data, config.model.img_size, config.model.num_classes, journal.say)
     height, width, channels = train.images.shape[1:]
     scale, shift = input_scale_shift(model)
 

@@ -91,8 +91,9 @@ class RunConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same: all but `output`, and the state of the files and folders that are named."""
-        named = [p for p in (self.plan.file, self.model.weights, self.data.data_root) if p and Path(p).exists()]
-        return {**self.model_dump(mode="json", exclude={"output"}), "files": {p: state_of(p) for p in named}}
+        named = (self.plan.file, self.model.weights, self.data.data_root, self.data.class_list)
+        return {**self.model_dump(mode="json", exclude={"output"}),
+                "files": {p: state_of(p) for p in named if p and Path(p).exists()}}
 
 
 def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = (),

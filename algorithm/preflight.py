@@ -57,23 +57,22 @@ def check_data(config: DataConfig, num_classes: int) -> list[int] | None:
 
     Returns the number of training images by class, None where only loading tells.
     """
-    classes, counts, names = config.known_classes, None, None
+    classes, each = config.known_classes, config.known_each
+    counts = [each] * classes if classes is not None and each is not None else None
+    names = [str(c) for c in range(classes or 0)]
     if config.name in OF_IMAGE_FILES:
         train, _, names = data_files(config, warn=_later)
         by_label = Counter(label for _, label in train)
         classes, counts = len(names), [by_label[i] for i in range(len(names))]
-    elif config.name == "synthetic":
-        counts = [config.synthetic.images] * config.synthetic.classes
     elif config.name in CIFAR:
         if config.data_root is None:
             raise DataError(f"{config.name} needs data.data_root: the folder that holds torchvision's copy of it")
-        if not Path(config.data_root).is_dir() and not config.download:
-            raise DataError(f"{config.name} is not in {config.data_root} (no such folder); or allow it with "
-                            "data.download=true")
+        if not config.download and not (Path(config.data_root) / CIFAR[config.name]).is_dir():
+            raise DataError(f"{config.name} is not in {config.data_root} (no such folder: {CIFAR[config.name]}); or allow "
+                            "it with data.download=true")
     short = next((i for i, n in enumerate(counts or []) if n < (config.images_per_class or 0)), None)
     if counts is not None and short is not None:
-        name = names[short] if names is not None else f"class_{short}"
-        raise DataError(f"class {name!r} has {counts[short]} images to train on (held-out ones not counted), "
+        raise DataError(f"class {names[short]!r} has {counts[short]} images to train on (held-out ones not counted), "
                         f"{config.images_per_class} asked for; lower data.images_per_class (--images_per_class)")
     if classes is not None and classes > num_classes:
         raise DataError(f"the data have {classes} classes (labels 0 to {classes - 1}), the model predicts {num_classes}: "

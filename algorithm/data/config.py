@@ -14,10 +14,11 @@ CLASSES: dict[str, int] = {"fashion-mnist": 10, "digits": 10, "cifar10": 10, "ci
                            "imagenet100": 100}  # where known beforehand
 
 OF_IMAGE_FILES = ("imagefolder", "imagenet", "imagenet100")  # sources that are folders of image files, one a class
-CIFAR = ("cifar10", "cifar100")
+CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder that torchvision unpacks each to
+EACH = {"fashion-mnist": 500, "cifar10": 5000, "cifar100": 500}  # training images a class, where known beforehand
 FROM_A_FOLDER = (*OF_IMAGE_FILES, *CIFAR)  # sources that need data_root
 READ_BY: dict[str, tuple[str, ...]] = {  # which sources read an option that not all of them read
-    "data_root": FROM_A_FOLDER, "download": CIFAR, "class_list": OF_IMAGE_FILES, "max_broken": OF_IMAGE_FILES,
+    "data_root": FROM_A_FOLDER, "download": (*CIFAR,), "class_list": OF_IMAGE_FILES, "max_broken": OF_IMAGE_FILES,
     "allow_missing_classes": OF_IMAGE_FILES, "synthetic": ("synthetic",)}
 BROKEN_SHARE = 1000  # max_broken=null: of so many images of a stream, one may be broken
 
@@ -68,6 +69,11 @@ class DataConfig(Section):
     def known_classes(self) -> int | None:
         """How many classes there are, where the name tells."""
         return self.synthetic.classes if self.name == "synthetic" else CLASSES.get(self.name)
+
+    @property
+    def known_each(self) -> int | None:
+        """How many training images each class has, where the name tells."""
+        return self.synthetic.images if self.name == "synthetic" else EACH.get(self.name)
 
     def limit_of(self, images: int) -> int:
         """How many of a stream's images may be broken."""

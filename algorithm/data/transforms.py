@@ -61,7 +61,7 @@ def _interpolation(augment: AugmentConfig) -> str:
 
 
 def _mend_posterize(transforms: Iterable[Any]) -> None:
-    """timm's posterise may keep 0 bits, which is black; Pillow 13 refuses that (93 of 60,000 images, rand-m9-mstd0.5-inc1)."""
+    """timm's posterise may keep 0 bits, which is black; Pillow 13 refuses that (93 of 60,000, rand-m9-mstd0.5-inc1)."""
     for transform in transforms:
         policies = getattr(transform, "policy", None) or [getattr(transform, "ops", [])]
         for op in (op for ops in policies for op in ops):

@@ -169,8 +169,8 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [
-    RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
-                 "of shared memory. Please try to raise your shared memory limit."),
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+                 "out of shared memory. Please try to raise your shared memory limit."),
     RuntimeError("DataLoader timed out after 600 seconds"), RuntimeError("received 0 items of ancdata"),
     OSError(24, "Too many open files"), OSError(12, "Cannot allocate memory"),
     RuntimeError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"

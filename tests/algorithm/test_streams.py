@@ -12,6 +12,7 @@ from PIL import Image
 
 from algorithm.config import make_run_config
 from algorithm.data import DataConfig, load_data, open_streams
+from algorithm.data.config import CIFAR, CLASSES, EACH
 from algorithm.data.names import data_of_timm_name
 from algorithm.errors import AlgorithmError, ConfigError, DataError
 from algorithm.preflight import check_data
@@ -277,9 +278,23 @@ def test_another_data_set_drops_the_options_of_the_one_before(tmp_path: Path) ->
     assert kept.data_root == "x" and kept.class_list is None and kept.max_broken is None
 
 
+def test_what_names_and_paths_show_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    for name, home in CIFAR.items():
+        missing = DataConfig(name=name, data_root=str(tmp_path))
+        with pytest.raises(DataError, match=f"{name} is not in .*no such folder: {home}.*data.download=true"):
+            check_data(missing, 100)
+        check_data(missing.model_copy(update={"download": True, "test_images": None}), 100)
+        (tmp_path / home).mkdir()
+        assert check_data(missing.model_copy(update={"test_images": None}), 100) == [EACH[name]] * CLASSES[name]
+    with pytest.raises(DataError, match=r"class '0' has 500 images to train on .* 501 asked for"):
+        check_data(DataConfig(images_per_class=501), 10)
+    train, _ = open_streams(DataConfig(images_per_class=None))
+    assert list(np.bincount(train.labels)) == [EACH["fashion-mnist"]] * 10
+
+
 @pytest.mark.parametrize(("changes", "match"), [
     ({"synthetic": {"classes": 11}}, "the data have 11 classes"),
-    ({"images_per_class": 101}, "class 'class_0' has 100 images"),
+    ({"images_per_class": 101}, "class '0' has 100 images"),
     ({"test_images": 9}, "cannot show each of the 10 classes"),
 ])
 def test_the_preflight_of_synthetic_data(changes: dict[str, Any], match: str) -> None:

@@ -68,8 +68,8 @@ def test_the_strong_policy_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_colour_jitter_crops_and_flips_are_timms() -> None:
     theirs = timm.data.create_transform(
-        32, is_training=True, color_jitter=0.4, scale=(0.5, 0.9), ratio=(0.8, 1.25), hflip=0.0, vflip=0.7, mean=MEAN, std=STD,
-        interpolation="lanczos", re_prob=1.0, re_mode="const", re_count=3)
+        32, is_training=True, color_jitter=0.4, scale=(0.5, 0.9), ratio=(0.8, 1.25), hflip=0.0, vflip=0.7, mean=MEAN,
+        std=STD, interpolation="lanczos", re_prob=1.0, re_mode="const", re_count=3)
     for k in SEEDS:
         seed(k)
         assert torch.equal(theirs(PICTURE), ours(k, color_jitter=0.4, scale=[0.5, 0.9], ratio=[0.8, 1.25], hflip=0,
