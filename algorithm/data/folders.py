@@ -8,7 +8,7 @@ folder of a million images costs a few seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,12 +34,14 @@ class _Walk:
     linked: bool = False
 
 
-def find_files(root: Path, only: Sequence[str] | None = None, missing: Warn | None = None) -> tuple[Files, Files, list[str]]:
+def find_files(root: Path, only: Sequence[str] | None = None, missing: Warn | None = None,
+               listed: Mapping[str, str] | None = None) -> tuple[Files, Files, list[str]]:
     """(training files, held-out files, class names) of root/<split>/<class>/<image> or root/<class>/<image>.
 
     Every class has an image in both parts, and no file is in both. only: class folders that count, labelled in this
     order; None = all of them, by name. missing: takes one line for all classes without a held-out image; None: they are
-    refused. Raises DataError.
+    refused. listed: class of a held-out image by its name without suffix, for a split without class folders. Raises
+    DataError.
     """
     if not root.is_dir():
         raise DataError(f"no image folder at {root}: set data.data_root")
@@ -53,7 +55,7 @@ def find_files(root: Path, only: Sequence[str] | None = None, missing: Warn | No
         return *hold_out(files, classes, root), classes
     trained, tested = _Walk(), _Walk()
     train, classes = list_classes(train_dir, only, walk=trained)
-    test = _held_out(test_dir, train_dir, classes, only is None, missing, tested)
+    test = _held_out(test_dir, train_dir, classes, only is None, missing, listed, tested)
     if trained.linked or tested.linked or trained.folders & tested.folders:
         real = {os.path.realpath(path) for path, _ in train}
         both = next((path for path, _ in test if os.path.realpath(path) in real), None)
@@ -62,12 +64,15 @@ def find_files(root: Path, only: Sequence[str] | None = None, missing: Warn | No
     return train, test, classes
 
 
-def _held_out(test_dir: Path, train_dir: Path, classes: list[str], whole: bool, missing: Warn | None, walk: _Walk) -> Files:
+def _held_out(test_dir: Path, train_dir: Path, classes: list[str], whole: bool, missing: Warn | None,
+              listed: Mapping[str, str] | None, walk: _Walk) -> Files:
     """The held-out images with the labels of the training part's classes. whole: no other class may be there."""
     known = {name: label for label, name in enumerate(classes)}
-    here = {p.name: p for p in _folders(test_dir)}
-    if not here:
+    folders = _folders(test_dir)
+    if not folders and listed is None:
         raise DataError(_without_classes(test_dir))
+    here = ({p.name: list(_images(p, walk)) for p in folders if whole or p.name in known} if folders else
+            _by_list(test_dir, listed or {}, walk))
     unknown = sorted(set(here) - set(known))
     if whole and unknown:
         raise DataError(f"class {unknown[0]!r} is in only one of {train_dir} and {test_dir}: it has no training image, so "
@@ -75,10 +80,9 @@ def _held_out(test_dir: Path, train_dir: Path, classes: list[str], whole: bool, 
     files: Files = []
     without: list[str] = []
     for name, label in known.items():
-        found = list(_images(here[name], walk)) if name in here else []
-        if not found:
+        if not here.get(name):
             without.append(name)
-        files += [(path, label) for path in found]
+        files += [(path, label) for path in here.get(name, ())]
     if without and missing is None:
         more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
         raise DataError(f"class {without[0]!r}{more} is in only one of {train_dir} and {test_dir}: add held-out images of "
@@ -90,6 +94,17 @@ def _held_out(test_dir: Path, train_dir: Path, classes: list[str], whole: bool, 
         missing(f"no held-out image in {test_dir} of {len(without)} of {len(classes)} classes, which are not evaluated: "
                 f"{', '.join(without[:10])}{', ...' if len(without) > 10 else ''}")
     return files
+
+
+def _by_list(folder: Path, listed: Mapping[str, str], walk: _Walk) -> dict[str, list[str]]:
+    """The images of a folder by their class, which a list gives. Raises DataError for one that is not listed."""
+    out: dict[str, list[str]] = {}
+    for path in _images(folder, walk):
+        stem = os.path.splitext(os.path.basename(path))[0]
+        if stem not in listed:
+            raise DataError(f"image {path} is not in the list of held-out images: add it there, or remove it")
+        out.setdefault(listed[stem], []).append(path)
+    return out
 
 
 def hold_out(files: Files, classes: list[str], root: Path) -> tuple[Files, Files]:

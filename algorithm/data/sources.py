@@ -74,7 +74,8 @@ def image_folder(config: DataConfig, warn: Warn) -> Pair:
     """
     train, test, classes = data_files(config, warn)
     root = Path(config.data_root or "")
-    return FolderStream(train, classes, root.name, root), FolderStream(test, classes, root.name, root)
+    name = root.resolve().name
+    return FolderStream(train, classes, name, root), FolderStream(test, classes, name, root)
 
 
 def load_image(path: str | Path, size: int) -> np.ndarray:

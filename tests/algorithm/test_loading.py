@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 
 from algorithm.data import DataConfig, Stream, open_streams
 from algorithm.data.config import SyntheticConfig
-from algorithm.data.loading import StepSampler, _loaded, eval_batches, share_broken, train_batches
+from algorithm.data.loading import StepSampler, _loaded, _Reader, eval_batches, share_broken, train_batches
 from algorithm.data.sampling import Draw, seeded
 from algorithm.data.streams import SyntheticStream
 from algorithm.data.transforms import eval_transform, train_transform
@@ -215,6 +216,14 @@ def test_broken_images_are_counted_over_all_workers(tmp_path: Path, workers: int
         list(train_batches(train, PLAIN, StepSampler(12, 4), 0, workers, last_update=6))
     with pytest.raises(DataError, match=r"are corrupt or unreadable, data.max_broken allows 2"):
         list(held)
+
+
+def test_a_reader_travels_to_processes_that_share_nothing(tmp_path: Path) -> None:
+    train, _ = open_streams(broken_folder(tmp_path, 1), lambda _: None)  # a warner that does not pickle
+    reader = _Reader(train, STRONG, seed=4)
+    asked = ((0, 0), StepSampler(12, 12).draws(0, 0))
+    here, there = reader[asked], pickle.loads(pickle.dumps(reader))[asked]
+    assert torch.equal(here[1], there[1]) and torch.equal(here[2], there[2]) and here[3] == there[3] and len(here[3]) >= 2
 
 
 def test_ranks_tell_each_other_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

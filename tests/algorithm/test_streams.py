@@ -205,9 +205,31 @@ def test_imagenet_and_its_hundred_classes(tmp_path: Path) -> None:
         open_streams(DataConfig(name="imagenet", data_root=str(tmp_path / "ILSVRC/Data/CLS-LOC/val"), **whole))
 
 
+def test_imagenet_with_the_flat_val_of_its_archive(tmp_path: Path) -> None:
+    top = tmp_path / "ILSVRC/Data/CLS-LOC"
+    names = imagenet(top, 100)
+    for k, name in enumerate(names):
+        (top / "val" / name / f"{name}_1.JPEG").rename(top / "val" / f"ILSVRC2012_val_{k:08}.JPEG")
+        (top / "val" / name).rmdir()
+    flat = DataConfig(name="imagenet100", data_root=str(tmp_path), images_per_class=None, test_images=None)
+    with pytest.raises(DataError, match=r"val holds images .* but no class folders"):
+        open_streams(flat)
+    lines = [f"ILSVRC2012_val_{k:08},{names[(k + 3) % 100]} 85 1 499 272" for k in range(100)]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines]))
+    _, test = open_streams(flat)
+    assert {int(test.title(i)[-13:-5]): int(test.labels[i]) for i in range(100)} == {k: (k + 3) % 100 for k in range(100)}
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines[1:]]))
+    with pytest.raises(DataError, match=r"val_00000000.JPEG is not in the list of held-out images"):
+        open_streams(flat)
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx\n")
+    with pytest.raises(DataError, match=r"csv line 2: expected an image and its synset .* found 'x'"):
+        open_streams(flat)
+
+
 def test_a_class_list_of_any_folder(tmp_path: Path) -> None:
     root = folder(tmp_path / "data", {"cat": (3, 2), "dog": (3, 2), "eel": (3, 2)})
     (tmp_path / "two.txt").write_text("eel\ncat\n")
+    paint(root / "val/fox/0.png", 1)  # not named either
     train, test = open_streams(config(root, class_list=str(tmp_path / "two.txt")))
     assert train.classes == ["eel", "cat"] and list(test.labels) == [0, 0, 1, 1] and grey(train[0][0]) == 10
 
