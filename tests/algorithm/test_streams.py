@@ -57,6 +57,18 @@ def test_opening_a_stream_opens_no_image(tmp_path: Path, monkeypatch: pytest.Mon
     assert train.classes == ["cat", "dog"] and list(np.bincount(few.labels)) == [2, 2] and train.labels.dtype == np.int64
 
 
+def test_paths_of_any_length_and_letters(tmp_path: Path) -> None:
+    names = ["a.png", "ü" * 60 + ".png", "z z.png"]
+    for c in ("cat", "dög"):
+        for split in ("train", "val"):
+            for k, name in enumerate(names):
+                paint(tmp_path / split / c / name, k)
+    train, _ = open_streams(config(tmp_path))
+    assert [train.title(i) for i in range(6)] == [str(tmp_path / "train" / c / n) for c in ("cat", "dög")
+                                                     for n in sorted(names)]
+    assert grey(train.choose(np.array([4, 1]))[1][0]) == sorted(range(3), key=lambda k: names[k])[1]
+
+
 def test_streams_and_arrays_choose_the_same_images(tmp_path: Path) -> None:
     root = folder(tmp_path, {"cat": (9, 4), "dog": (8, 5)})
     chosen = config(root, images_per_class=3, test_images=4, seed=5)
