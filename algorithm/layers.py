@@ -8,7 +8,7 @@ from typing import Any
 
 from algorithm.data.config import FROM_A_FOLDER, READ_BY
 from algorithm.errors import ConfigError
-from algorithm.schema import Section, nearest, one_line, section_of
+from algorithm.schema import Section, nearest, one_line, section_of, without_aliases
 from algorithm.sparse.config import CHOICES
 from algorithm.textfile import parse_yaml, read_mapping
 
@@ -31,7 +31,7 @@ def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: t
     include = [include] if isinstance(include, str) else include
     if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
         raise ConfigError(f"config file {path}: include must be a path or a list of paths")
-    check_keys(raw, root, f"config file {path}")
+    raw = _checked(raw, root, f"config file {path}")
     merged: Tree = {}
     for other in include:
         merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
@@ -57,8 +57,7 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         except ValueError as error:
             raise ConfigError(f"override {item!r} has a malformed value: {one_line(error)}") from None
         _set(tree, key, value)
-    check_keys(tree, root, "the command line")
-    return tree
+    return _checked(tree, root, "the command line")
 
 
 def _set(tree: Tree, dotted: str, value: Any) -> None:
@@ -70,11 +69,21 @@ def _set(tree: Tree, dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+def _checked(tree: Tree, root: type[Section], where: str) -> Tree:
+    """The layer under the sections' own names of keys, all of which exist. Raises ConfigError."""
+    try:
+        tree = without_aliases(tree, root)
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {where})") from None
+    check_keys(tree, root, where)
+    return tree
+
+
 def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "") -> None:
     """Raise ConfigError at a key that the section does not have, and at a section that is no mapping."""
     for key, value in tree.items():
         if key not in section.model_fields:
-            hint = nearest(key, list(section.model_fields))
+            hint = nearest(key, [*section.model_fields, *section.aliases])
             raise ConfigError(f"unknown configuration key {prefix + key!r}{hint} in {where}")
         inner = section_of(section.model_fields[key].annotation)
         if inner is not None:
