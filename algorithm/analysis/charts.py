@@ -99,7 +99,7 @@ def confusion(path: str | Path, matrix: Any, classes: Sequence[str], title: str 
         raise AnalysisError(f"a confusion matrix of {len(classes)} classes must be square, found the shape {counts.shape}")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n = len(counts)
-    side = min(11.0, max(4.6, 0.42 * n + 2.2))
+    side = min(9.0, max(4.6, 0.42 * n + 2.2))
     with drawing(path, title, side + 0.8, side) as figure:
         axes = figure.add_subplot()
         axes.grid(False)

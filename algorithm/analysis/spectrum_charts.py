@@ -11,7 +11,7 @@ import numpy as np
 
 from algorithm.analysis.charts import Panel, line_panels
 from algorithm.analysis.matrices import kind_of, layer_of
-from algorithm.analysis.records import Records, Series, names, series
+from algorithm.analysis.records import Records, Series, series
 from algorithm.analysis.spectrum import Spectrum
 
 OTHER = "matrices that are there once"
@@ -58,9 +58,9 @@ def spectra_over_steps(path: str | Path, records: Records, prefix: str = "spec",
                       ("cos_u_mean", "left vectors: mean cosine with those before"),
                       ("cos_v_mean", "right vectors: mean cosine with those before")):
         groups: dict[str, list[Series]] = defaultdict(list)
-        for name in names(records, f"{prefix}/"):
+        for name in records:
             matrix, _, what = name.removeprefix(f"{prefix}/").rpartition("/")
-            if what == key:
+            if what == key and name.startswith(f"{prefix}/"):
                 groups[kind_of(matrix)].append(series(records, name))
         panels.append(_banded(text, groups))
     line_panels(path, title, panels)

@@ -31,9 +31,9 @@ STYLE: dict[str, Any] = {
     "xtick.color": SOFT, "ytick.color": SOFT, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titlepad": 8,
     "figure.titlesize": 13, "figure.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.8, "axes.axisbelow": True, "lines.linewidth": 1.8,
-    "legend.framealpha": 0.85, "legend.edgecolor": "none", "legend.fontsize": 9, "axes.prop_cycle": cycler(color=COLOURS), "savefig.dpi": 120,
+    "legend.framealpha": 0.85, "legend.edgecolor": "none", "legend.fontsize": 9, "axes.prop_cycle": cycler(color=COLOURS),
     "image.interpolation": "nearest", "svg.hashsalt": "algorithm.analysis", "svg.fonttype": "path",
-    "axes.formatter.useoffset": False,
+    "axes.formatter.useoffset": False, "savefig.dpi": 120,
 }
 
 

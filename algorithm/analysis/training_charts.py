@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from algorithm.analysis.charts import Panel, line_panels
-from algorithm.analysis.records import Records, Series, names, series
+from algorithm.analysis.records import Records, Series, series
 
 RAW = "training, not smoothed"
 GRAM, ACTIVATIONS = "GramLowRank/", "Activations/"
@@ -57,9 +57,29 @@ def activations_over_steps(path: str | Path, records: Records, title: str = "Act
         for short, what in (("mean", "mean"), ("std", "standard deviation"))])
 
 
+def histograms_over_steps(path: str | Path, records: Records, prefix: str, title: str) -> None:
+    """Of recorded histograms `<prefix>/...`: the median over the steps, in a band from the 5th to the 95th percentile."""
+    panels = []
+    for name in (n for n in records if n.startswith(f"{prefix}/")):
+        found = {step: quantiles(h["counts"], h["edges"], (0.05, 0.5, 0.95)) for step, h in records[name]
+                 if isinstance(h, dict) and sum(h.get("counts", ()))}
+        if found:
+            steps = sorted(found)
+            low, middle, high = ([found[s][i] for s in steps] for i in range(3))
+            label = name.removeprefix(f"{prefix}/")
+            panels.append(Panel(label, {"": ([float(s) for s in steps], middle)}, bands={"": (low, high)}))
+    line_panels(path, title, panels)
+
+
+def quantiles(counts: Sequence[int], edges: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """Where these shares of a histogram's values lie below, each bin's values spread evenly over it."""
+    total = np.cumsum([0, *counts])
+    return [float(v) for v in np.interp(np.asarray(shares) * total[-1], total, edges)]
+
+
 def by_block(records: Records, prefix: str, key: str) -> dict[str, Series]:
     """{"block 3": series} of `<prefix>block_3/<key>`, by number."""
-    found = {int(m[1]): n for n in names(records, prefix) if (m := re.fullmatch(rf"{prefix}block_(\d+)/{key}", n))}
+    found = {int(m[1]): n for n in records if (m := re.fullmatch(rf"{prefix}block_(\d+)/{key}", n))}
     return {f"block {i}": series(records, found[i]) for i in sorted(found)}
 
 
