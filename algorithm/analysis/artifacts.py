@@ -69,5 +69,4 @@ def last_layer_tokens(model: nn.Module, images: Tensor) -> Tensor:
             model(images)
     finally:
         handle.remove()
-    prefix = Tokens.of(model, images).prefix
-    return seen[0][:, prefix:].detach()
+    return Tokens.of(model, images).patches_of(seen[0].detach())

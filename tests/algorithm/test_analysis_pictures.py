@@ -107,8 +107,8 @@ def test_the_same_picture_is_the_same_file(ending: str, tmp_path: Path) -> None:
     import matplotlib
 
     written = []
-    for k, size in enumerate((10, 30)):
-        with matplotlib.rc_context({"font.size": size, "axes.facecolor": "red"}):   # a user's matplotlibrc changes nothing
+    for k, (size, colour) in enumerate(((10, "white"), (30, "red"))):
+        with matplotlib.rc_context({"font.size": size, "axes.facecolor": colour}):  # a user's matplotlibrc changes nothing
             curves(tmp_path / f"{k}{ending}", RECORDS)
         written.append((tmp_path / f"{k}{ending}").read_bytes())
     assert written[0] == written[1]
@@ -173,6 +173,8 @@ def test_the_baseline_is_paired_by_seed() -> None:
     assert found["last", 8].gains == pytest.approx((0.08, 0.08)) and found["last", 8].gain_error == pytest.approx(0)
     assert found["last", 8].mean == pytest.approx(0.63) and found["last", 8].std == pytest.approx(0.1 / 2 ** 0.5)
     assert (found["all", 8].gain, found["all", 8].gain_error) == (pytest.approx(-0.1), None)
+    unequal = levels([*TRIALS[2:4], Trial("last", 8, 0, 0.6), Trial("last", 8, 1, 0.9)])[1]
+    assert unequal.gains == pytest.approx((0.1, 0.3)) and unequal.gain_error == pytest.approx(0.1)
     rows = {(r[0], r[1]): r[2:] for r in ablation_table(TRIALS).rows}
     assert rows["last", "4"] == ["2", "59.0 % ± 7.1", "+4.0 ± 0.0", "2 of 2"]
     assert rows["last", "off"] == ["2", "55.0 % ± 7.1", "–", "–"] and rows["all", "8"] == ["1", "30.0 %", "-10.0", "0 of 1"]
