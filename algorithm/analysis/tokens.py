@@ -35,8 +35,8 @@ class Tokens:
                 grid is None or getattr(model, "dynamic_img_size", False)):
             grid = embed.dynamic_feat_size(tuple(images.shape[-2:]))
         if images is not None and grid is None:
-            raise AnalysisError(f"{type(model).__name__} does not say what grid its patches form (patch_embed.grid_size): take "
-                                "a plain vision transformer")
+            raise AnalysisError(f"{type(model).__name__} does not say what grid its patches form (patch_embed.grid_size): "
+                                "take a plain vision transformer")
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         has_class = prefix > 0 and getattr(model, "cls_token", None) is not None
         return cls(prefix, has_class, None if grid is None else (int(grid[0]), int(grid[1])))

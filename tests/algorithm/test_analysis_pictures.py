@@ -243,7 +243,6 @@ def test_options_without_effect_are_refused() -> None:
 
 
 def test_analyze_artifacts_measures_saves_and_draws(tmp_path: Path) -> None:
-    pytest.importorskip("algorithm.models.features")
     model, x = small_model(), torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     result = analyze_artifacts(model, x, ArtifactsConfig(grid_images=3, batch=2))
     assert result.statistics.norms.shape == (5, 4) and result.attention.shape == (3, 3, 2, 2)
