@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithm.analysis.saliency import observed
+from algorithm.analysis.observing import observed
 from algorithm.analysis.tokens import Tokens
 from algorithm.errors import AnalysisError
 

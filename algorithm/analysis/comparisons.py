@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from algorithm.analysis.style import COLOURS, FAINT, drawing
+from algorithm.analysis.style import COLOURS, drawing
 from algorithm.analysis.tables import Table, share
 from algorithm.errors import AnalysisError
 
@@ -177,7 +177,7 @@ def results_plot(path: str | Path, results: Sequence[Result], title: str = "Accu
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             axes.tick_params(labelsize=8)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), edgecolor=FAINT)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
 def trials_from(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:

@@ -68,10 +68,10 @@ def _lead(experiment: Mapping[str, Any]) -> str:
         return "A training by recipe."
     model, data, recipe = (experiment.get(k, {}) for k in ("model", "data", "recipe"))
     optim, schedule = recipe.get("optim", {}), recipe.get("schedule", {})
-    length = f"{schedule['total_steps']:,} updates" if schedule.get("total_steps") else \
-        f"{schedule['epochs']:,} epochs" if schedule.get("epochs") else "its schedule"
+    length = f"{schedule['total_steps']:,} updates, " if schedule.get("total_steps") else \
+        f"{schedule['epochs']:,} epochs, " if schedule.get("epochs") else ""
     return (f"{model.get('name', 'a model')} at {model.get('img_size', '?')} px on {data.get('name', 'its data')}: "
-            f"{optim.get('opt', 'an optimiser')}, {schedule.get('sched', 'no')} schedule, {length}, "
+            f"{optim.get('opt', 'an optimiser')}, {schedule.get('sched', 'no')} schedule, {length}"
             f"seed {recipe.get('seed', 0)}.")
 
 
