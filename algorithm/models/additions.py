@@ -23,7 +23,7 @@ from algorithm.schema import nearest
 PAIRS = {"gate_": ("w", "b"), "gram_": ("a", "b"), "lora_": ("a", "b")}     # stem -> endings of the two parameters
 NO_OP_IF_ZERO = {"gate_": ("w", "b"), "gram_": ("b",), "lora_": ("b",)}     # which of them must be all zeros
 _NAMES = {stem + end for stem, ends in PAIRS.items() for end in ends}
-KINDS: dict[str, type] = {"gate": GateMixin, "gram": GramMixin, "lora": LoraLinear}
+KINDS: dict[str, Any] = {"gate": GateMixin, "gram": GramMixin, "lora": LoraLinear}
 
 
 def is_addition(name: str) -> bool:

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from algorithm.models.gate import add_gate
 from algorithm.models.gram import add_gram
 from algorithm.models.lora import add_lora
 from compilation.passes.training import Selection
@@ -35,6 +36,9 @@ def vit(addition: str = "none") -> nn.Module:
     for block in model.blocks:
         if addition == "gram":
             add_gram(block.attn, tokens=17, dim=24, rank=4)
+        elif addition == "everything":
+            add_gram(add_gate(block.attn, dim=24), tokens=17, dim=24, rank=4, heads=3)
+            add_lora(block.attn.proj, 3)
         elif addition == "lora":
             add_lora(block.attn.qkv, 3, 6.0)
             add_lora(block.mlp.fc2, 3)
@@ -60,11 +64,11 @@ def anatomy(program: Program) -> tuple[list[object], list[object]]:
 
 @pytest.mark.parametrize("tight", [False, True], ids=["kept", "streamed"])
 @pytest.mark.parametrize("which", TRAINED)
-@pytest.mark.parametrize("addition", ["gram", "lora"])
+@pytest.mark.parametrize("addition", ["gram", "lora", "everything"])
 def test_a_frozen_zero_addition_leaves_nothing_behind(addition: str, which: str, tight: bool) -> None:
     """The Program is that of the model without it: calls, bytes, flash and work."""
     model, plain = vit(addition), vit()
-    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith(("_a", "_b"))})
+    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith(("_a", "_b", "_w"))})
     made: list[Compiled] = []
     for m in (model, plain):
         compiler, plan = Compiler(m, IMAGE), plan_of(plain, which)
