@@ -41,13 +41,12 @@ def build_model(config: ModelConfig, drop_path: float = 0.0) -> nn.Module:
         **({"drop_path_rate": drop_path} if drop_path else {}),
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
         try:
             model: Any
-            if config.variant == "register":
-                model, wanted = create_with_registers(name, config, wanted)
-            else:
-                model = timm.create_model(name, pretrained=False, **wanted)
+            model, wanted = _create(name, config, wanted)
+            # made for any size, it would resample its positions in every step: here the size is known
+            if getattr(model, "dynamic_img_size", False) and "dynamic_img_size" not in wanted:
+                model, wanted = _create(name, config, {**wanted, "dynamic_img_size": False})
         except ModelError:
             raise
         except Exception as error:  # timm and torch raise many classes for arguments that do not go together
@@ -70,6 +69,14 @@ def build_model(config: ModelConfig, drop_path: float = 0.0) -> nn.Module:
         nn.init.zeros_(model.head.bias)
     built: nn.Module = model.eval()
     return built
+
+
+def _create(name: str, config: ModelConfig, wanted: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with random weights by the configuration's seed, and the arguments it was made with."""
+    torch.manual_seed(config.seed)
+    if config.variant == "register":
+        return create_with_registers(name, config, wanted)
+    return timm.create_model(name, pretrained=False, **wanted), wanted
 
 
 def _check_gram(model: nn.Module, config: ModelConfig) -> None:

@@ -278,3 +278,12 @@ def test_lora_config_is_untouched_by_the_variant() -> None:
     model = small_model(variant="gated", lora=LoraConfig(enabled=True, rank=2, targets=["attn.proj"]))
     assert [n for n, _ in model.named_parameters() if "lora" in n][:2] == [
         "blocks.0.attn.proj.lora_a", "blocks.0.attn.proj.lora_b"]
+
+
+def test_a_model_for_any_image_size_is_made_for_its_one() -> None:
+    config = {"name": "testing", "img_size": 32, "weights": "none", "head_init": "timm", "extra": {"depth": 1}}
+    fixed = build_model(ModelConfig(**config))
+    dynamic = build_model(ModelConfig(**{**config, "extra": {"depth": 1, "dynamic_img_size": True}}))
+    assert (fixed.dynamic_img_size, dynamic.dynamic_img_size) == (False, True)
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(fixed(x), dynamic(x))
