@@ -113,7 +113,9 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
             selections(plan), momentum, config.compile.max_recompute), budget,
             least=lambda plan: compiler.smallest_ram(selections(plan), momentum))
-        plan = require_plan(found, compiler, config)
+        plan, facts = require_plan(found, compiler, config)
+        for label, fact in facts.items():
+            journal.say(f"{label}: {fact}")
         plan.save(folder.file("plan.yaml"))
 
     with journal.stage("compile", f"plan: {plan.describe()}; compiling for {budget:,} bytes of RAM"):
@@ -138,7 +140,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
 
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
-        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points,
+        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points, facts,
         stages=journal.seconds)
     for name in ("report.html", "summary.json"):
         folder.file(name)
@@ -172,17 +174,27 @@ def selections(plan: UpdatePlan) -> dict[str, str | dict[str, list[int]]]:
     return parameters
 
 
-def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> UpdatePlan:
-    """The plan that fits, or the refusal: smallest figure, what binds it, nearest plan."""
+def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> tuple[UpdatePlan, dict[str, str]]:
+    """The plan that fits (with plan.nearest, the nearest to the one asked for) and facts for the report.
+
+    Raises BudgetError: smallest figure, what binds it, nearest plan.
+    """
     if found.best:
-        return found.best.plan
-    asked = found.tried[0] if config.plan.choose != "auto" else found.smallest
+        return found.best.plan, {}
+    asked, budget = found.tried[0] if config.plan.choose != "auto" else found.smallest, found.budget
     if asked is None or asked.bytes is None:
-        raise BudgetError(f"no update plan can be compiled within {found.budget:,} bytes", 0, "")
+        raise BudgetError(f"no update plan can be compiled within {budget:,} bytes", 0, "")
+    near = found.nearest
+    taken = f"{near.plan.describe()} ({near.bytes:,} bytes at least" if near else ""
+    if near and config.plan.nearest:
+        return near.plan, {"plan asked for": f"{asked.plan.describe()} needs at least {asked.bytes:,} bytes of RAM, "
+                                             f"{asked.bytes - budget:,} more than the budget",
+                           "nearest plan, taken": f"{taken})"}
+    smallest = found.smallest
+    less = (f"the smallest plan, {smallest.plan.describe()}, needs {smallest.bytes:,} bytes"
+            if smallest and smallest is not asked else "no plan of the order of merit needs less")
     schedule = compiler.planner(selections(asked.plan), config.train.momentum).smallest()
-    nearest = found.nearest or (None if asked is found.smallest else found.smallest)
-    fits = f"{nearest.plan.describe()} ({nearest.bytes:,} bytes)" if nearest and nearest.bytes else None
-    raise compiler.refusal(asked.plan.describe(), schedule, found.budget, fits)
+    raise compiler.refusal(asked.plan.describe(), schedule, budget, f"{taken}; --nearest takes it)" if near else None, less)
 
 
 def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal,

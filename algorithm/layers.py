@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from algorithm import ancestor
 from algorithm.data.config import FROM_A_FOLDER, READ_BY
 from algorithm.errors import ConfigError
 from algorithm.schema import Section, nearest, one_line, section_of, without_aliases
-from algorithm.sparse.config import CHOICES
+from algorithm.sparse.config import CHOICES, unread
 from algorithm.textfile import parse_yaml, read_mapping
 
 Tree = dict[str, Any]
@@ -19,6 +20,7 @@ IMPLIED_BY = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights")
 def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = ()) -> Tree:
     """A YAML file over its `include` (a path or a list, relative to the file), as a mapping. Raises ConfigError.
 
+    The ancestor's sections (`backward_config` and its like) are read, too, and come back as ours.
     base: the folder of shipped configurations, for a path that does not exist by itself.
     """
     path = Path(path)
@@ -31,7 +33,7 @@ def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: t
     include = [include] if isinstance(include, str) else include
     if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
         raise ConfigError(f"config file {path}: include must be a path or a list of paths")
-    raw = _checked(raw, root, f"config file {path}")
+    raw = _checked(ancestor.translate(raw, root, f"config file {path}"), root, f"config file {path}")
     merged: Tree = {}
     for other in include:
         merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
@@ -49,6 +51,9 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"{item!r} is not an override: write section.key=value, for example train.lr=0.01")
+        if key.partition(".")[0] in ancestor.NAMES:
+            raise ConfigError(f"override {key!r} is a key of the ancestor, which is read from --config files alone: write "
+                              "it there, or ours here (plan.rule.n_weight_update, model.img_size, train.lr, ...)")
         if key in given:
             raise ConfigError(f"override {key!r} is given twice: leave one out")
         given.add(key)
@@ -113,8 +118,8 @@ def _plan(base: Tree, layer: Tree) -> None:
         if implied is None:
             return
         plan["choose"] = implied
-    unread = {n for c, names in CHOICES.items() if c != plan["choose"] for n in names}
-    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in unread}
+    dropped = unread(plan["choose"]) if plan["choose"] in CHOICES else []
+    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in dropped}
 
 
 def _data(base: Tree, layer: Tree) -> None:
