@@ -33,10 +33,9 @@ def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Pr
         return program
     needed = set(trained) & program.tensors.keys()
     for outputs in [c.outputs for c in program.calls if c.op in ("add", PRODUCT, VIEW)]:
-        call = next((c for c in program.calls if c.outputs == outputs), None)   # its inputs may be others by now
-        other = call and _same_as(program, call, known)
-        if call and other:
-            shorter = _bypass(program, call, other)
+        found = next((c for c in program.calls if c.outputs == outputs), None)  # its inputs may be others by now
+        if found and (other := _same_as(program, found, known)):
+            shorter = _bypass(program, found, other)
             if needed <= shorter.tensors.keys():
                 program = shorter
     return program
