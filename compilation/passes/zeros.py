@@ -33,11 +33,11 @@ def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Pr
         return program
     needed = set(trained) & program.tensors.keys()
     for outputs in [c.outputs for c in program.calls if c.op in ("add", PRODUCT, VIEW)]:
-        for call in [c for c in program.calls if c.outputs == outputs]:     # none or one; its inputs may be others by now
-            if other := _same_as(program, call, known):
-                shorter = _bypass(program, call, other)
-                if needed <= shorter.tensors.keys():
-                    program = shorter
+        found = next((c for c in program.calls if c.outputs == outputs), None)  # its inputs may be others by now
+        if found and (other := _same_as(program, found, known)):
+            shorter = _bypass(program, found, other)
+            if needed <= shorter.tensors.keys():
+                program = shorter
     return program
 
 
