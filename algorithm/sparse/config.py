@@ -46,6 +46,7 @@ class PlanConfig(Section):
     layer_scale: bool = Field(default=False, description="train their LayerScale vectors")
     n_gram_update: Count = Field(default=0, description="Gram A and B of the last n blocks")
     n_lora_update: Count = Field(default=0, description="LoRA A and B of the last n blocks (and of the head, when any)")
+    n_gate_update: Count = Field(default=0, description="output gates of the last n blocks (of model.variant gated)")
     parameters: dict[str, Any] = Field(default={}, description="explicit choices by parameter name; they win")
     seed: int = Field(default=0, ge=0, le=SEED_MAX, description="for weight_select_criteria: random")
     name: str = Field(default="", description="for people; empty = made from the rule")
@@ -58,7 +59,7 @@ class PlanConfig(Section):
             return [float(v) if "." in v else int(v) for v in value.split("-")]
         return value
 
-    @field_validator("n_bias_update", "n_weight_update", "n_gram_update", "n_lora_update")
+    @field_validator("n_bias_update", "n_weight_update", "n_gram_update", "n_lora_update", "n_gate_update")
     @classmethod
     def _count(cls, value: Count | dict[LayerType, Count]) -> Count | dict[LayerType, Count]:
         if any(isinstance(v, int) and v < 0 for v in (value.values() if isinstance(value, dict) else [value])):

@@ -51,12 +51,13 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
 
-    Rules that ask for Gram or LoRA matrices are left out where the model has none, and those that train nothing.
+    Rules that ask for Gram or LoRA matrices or gates are left out where the model has none, and those that train nothing.
     always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update), but the full update.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
     names = [n.rpartition(".")[2] for n in parameter_shapes(model)]
-    lacking = [k for k, p in (("n_gram_update", "gram_b"), ("n_lora_update", "lora_b")) if p not in names]
+    needed = {"n_gram_update": "gram_b", "n_lora_update": "lora_b", "n_gate_update": "gate_w"}
+    lacking = [k for k, p in needed.items() if p not in names]
     rules = [rule for rule in (DEFAULT_MERIT if rules is None else rules) if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
     for config in expand_merit(with_always(rules, always), depth):

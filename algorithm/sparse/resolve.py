@@ -42,6 +42,7 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
     biased = set(last(config.n_bias_update if counted is None else 0, depth, "n_bias_update"))
     gram = set(last(config.n_gram_update, depth, "n_gram_update"))
     lora = set(last(config.n_lora_update, depth, "n_lora_update"))
+    gate = set(last(config.n_gate_update, depth, "n_gate_update"))
     ratios: dict[str, dict[int, float]] = {t: _ratios(config, t, depth) if counted is None else {} for t in MATRICES}
     chosen: dict[str, Choice] = {}
     for name, parameter in named.items():
@@ -49,7 +50,9 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
         inside = parts[0] == "blocks"
         block, rest = (int(parts[1]), ".".join(parts[2:])) if inside else (-1, name)
         choice: Choice | None = None
-        if parts[-1] in ("lora_a", "lora_b"):
+        if parts[-1] in ("gate_w", "gate_b"):
+            choice = "all" if block in gate else None
+        elif parts[-1] in ("lora_a", "lora_b"):
             choice = "all" if (block in lora if inside else lora) else None
         elif parts[-1] in ("gram_a", "gram_b"):
             choice = "all" if block in gram else None
@@ -76,6 +79,8 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
         raise PlanError("n_gram_update asks for the Gram matrices, but the model has none: set model.gram.enabled=true")
     if lora and not any(n.endswith("lora_b") for n in chosen):
         raise PlanError("n_lora_update asks for LoRA matrices, but the model has none: set model.lora.enabled=true")
+    if gate and not any(n.endswith("gate_w") for n in chosen):
+        raise PlanError("n_gate_update asks for output gates, but the model has none: set model.variant=gated")
     return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config)), config, model)
 
 
@@ -121,7 +126,7 @@ def plan_name(config: PlanConfig) -> str:
     """A short name for people: "bias+LN of all blocks, attention 25 % of 4 blocks, head"."""
     layers = config.count == "layers"
     words = [w for w in [layers_name(config)] if w] if layers else _blocks_name(config)
-    for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update)):
+    for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update), ("gate", config.n_gate_update)):
         if n:
             words.append(f"{label} of {_blocks(n)}")
     if "head" in config.vit_layer_types and not layers:

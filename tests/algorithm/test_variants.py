@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from algorithm.config import make_run_config
-from algorithm.errors import CheckpointError, ConfigError, ModelError, WeightsError
+from algorithm.errors import CheckpointError, ConfigError, ModelError, PlanError, WeightsError
 from algorithm.models import GramConfig, LoraConfig, ModelConfig, build_model, token_count
 from algorithm.models.additions import idle_additions
 from algorithm.models.sources import SHORT_NAMES
 from algorithm.models.torchvision_shim import timm
 from algorithm.schema import parse
+from algorithm.sparse import PlanConfig, candidate_plans, resolve_plan
 from algorithm.training import export_timm, save_model
 from tests.algorithm.conftest import SMALL, small_model
 
@@ -287,3 +288,16 @@ def test_a_model_for_any_image_size_is_made_for_its_one() -> None:
     assert (fixed.dynamic_img_size, dynamic.dynamic_img_size) == (False, True)
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(fixed(x), dynamic(x))
+
+
+def test_a_rule_trains_the_gates_of_the_last_blocks() -> None:
+    model = small_model(variant="gated")
+    plan = resolve_plan(PlanConfig(n_bias_update=0, n_gate_update=2), model)
+    assert [n for n in plan.parameters if "head" not in n] == [f"blocks.{i}.attn.gate_{p}" for i in (1, 2) for p in "wb"]
+    assert plan.name == "gate of the last 2 blocks, head"
+    assert not any("gate" in n for n in resolve_plan(PlanConfig(), model).parameters)
+    with pytest.raises(PlanError, match="n_gate_update=4, but the model has 3 blocks"):
+        resolve_plan(PlanConfig(n_gate_update=4), model)
+    with pytest.raises(PlanError, match=r"set model.variant=gated"):
+        resolve_plan(PlanConfig(n_gate_update=1), small_model())
+    assert len(candidate_plans(small_model(), [{"n_gate_update": "1..all"}, {"n_bias_update": 1}])) == 1

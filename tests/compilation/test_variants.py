@@ -22,11 +22,10 @@ from runtime.validate import replay
 
 SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 8, "num_classes": 3,
                          "weights": "none", "head_init": "timm", "extra": {"depth": 2, "embed_dim": 24, "num_heads": 3}}
-GATES = {f"blocks.1.attn.gate_{part}": "all" for part in "wb"}
 CASES: dict[str, tuple[str, str, dict[str, Any], bool]] = {     # name -> (variant, form, rule, at the smallest budget)
     "registers, token form: bias+LN": ("register", "token", {"n_bias_update": "all"}, False),
     "registers, head form: Gram": ("register", "head", {"n_bias_update": 0, "n_gram_update": 1}, False),
-    "gated, token form: gate": ("gated", "token", {"n_bias_update": 0, "parameters": GATES}, False),
+    "gated, token form: gate": ("gated", "token", {"n_bias_update": 0, "n_gate_update": 1}, False),
     "gated, token form: bias+LN": ("gated", "token", {"n_bias_update": "all"}, True),
     "gated, head form: all": ("gated", "head", {"enable_backward_config": False}, False),
     "vanilla, head form: attention columns": (
