@@ -248,17 +248,19 @@ def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled,
     go_on: called after every step of either; raises when the proof is no longer wanted.
     """
     from algorithm import record_trace
+    from algorithm.training.schedule import learning_rates
     from runtime.simulator import Simulator
     from runtime.validate import replay
-    steps = min(config.train.trace_steps, len(data))
+    steps = min(config.train.trace_steps, config.train.steps or len(data), len(data))
     with journal.stage("trace"):
-        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], config.train.lr, config.train.momentum,
+        lrs = learning_rates(config.train, len(data))[:steps]
+        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], lrs, config.train.momentum,
                              folder.file("trace.safetensors"), on_step=lambda *_: go_on())
     with journal.stage("build"):
         simulator = Simulator(folder.path / "c", compiled.program, build_of(config))
     with simulator:
         with journal.stage("measure"):
-            measured = simulator.measure(trace.images[0], int(trace.labels[0]), config.train.lr)
+            measured = simulator.measure(trace.images[0], int(trace.labels[0]), float(trace.lrs[0]))
         with journal.stage("replay"):
             validation = replay(simulator, trace, lambda *_: go_on())
     journal.say(f"proven: the C code computes what PyTorch computes, over {validation.steps} steps" if validation.passed
