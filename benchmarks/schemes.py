@@ -56,8 +56,11 @@ def memory(name: str) -> dict[str, Any]:
     config = make_run_config([f"{name}.yaml"])
     model = build_model(config.model)
     compiler = compiler_of(model, config)
-    found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(dict(plan.to_dict()["parameters"])),
-                        config.budget.bytes)
+
+    def bytes_of(plan: UpdatePlan, max_recompute: float | None = None) -> int:
+        return compiler.smallest_ram(dict(plan.to_dict()["parameters"]), config.train.momentum, max_recompute)
+    found = choose_plan(config.plan, model, lambda plan: bytes_of(plan, config.compile.max_recompute), config.budget.bytes,
+                        least=bytes_of)
     taken = found.best or found.nearest
     if taken is None:
         raise AlgorithmError(f"{name}: nothing near the scheme fits {config.budget.memory}")
