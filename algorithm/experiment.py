@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
+from algorithm.continuing import flat
 from algorithm.data.config import DataConfig
 from algorithm.models.config import GramConfig, ModelConfig
 from algorithm.monitor.config import MonitorConfig
 from algorithm.recipes.config import RecipeConfig
 from algorithm.schema import Section, without_aliases
 from algorithm.sparse.config import PlanConfig
+
+
+# what no update depends on: a training goes on when it changes
+FREE = ("monitor", "output", "recipe.workers", "recipe.prefetch", "recipe.pin_memory", "recipe.batch_eval",
+        "recipe.eval_every", "recipe.eval_ema", "recipe.progress_every", "recipe.checkpoint_every", "recipe.save_freq",
+        "recipe.keep", "recipe.threads", "recipe.device", "data.max_broken")
 
 
 class WorkConfig(Section):
@@ -47,3 +55,18 @@ class Experiment(Section):
         raw = without_aliases(raw, cls)
         defaults = {name: cls.model_fields[name].default.model_dump(exclude_unset=True) for name in ("model", "data")}
         return {**raw, **{n: {**d, **raw[n]} for n, d in defaults.items() if isinstance(raw.get(n), dict)}}
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What makes two trainings the same: all but the orders to go on or to start again."""
+    return experiment.model_dump(mode="json", exclude={"output": {"fresh", "resume"}})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what a training under the settings `old` does not go on under `new`: "recipe.batch: 8 there, 16 here"; "" = it
+    does."""
+    before, now = flat(old), flat(new)
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)
+               and not any(k == f or k.startswith(f + ".") for f in FREE)]
+    told = ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in changed[:3])
+    return f"{told} and {len(changed) - 3} more" if len(changed) > 3 else told

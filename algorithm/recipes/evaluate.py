@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from torch.nn import functional as F
 
 from algorithm.data.loading import eval_batches, share_broken
 from algorithm.data.streams import Stream
+from algorithm.data.transforms import Transform, eval_transform
 from algorithm.errors import DataError
+from algorithm.models import normalisation
 from algorithm.recipes.distributed import World
 from algorithm.recipes.reporting import Evaluation
 
@@ -59,28 +60,43 @@ def evaluate_batches(model: nn.Module, batches: Batches, classes: Sequence[str],
                     on_batch(done)
     finally:
         model.train(was_training)
-    return measured.result(classes)
+    return measured.result()
 
 
 class _Metrics:
     """Sums over images, by torchmetrics, which adds them up over the processes."""
 
     def __init__(self, outputs: int, device: torch.device) -> None:
-        from torchmetrics import MetricCollection, SumMetric
+        from torchmetrics import SumMetric
         from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-        self.k = min(5, outputs)
         exact = torch.float32 if device.type == "mps" else torch.float64
         self.confusion = MulticlassConfusionMatrix(outputs, validate_args=False).to(device)
-        self.accuracy = MetricCollection({"top": MulticlassAccuracy(outputs, top_k=self.k, average="micro",
-                                                                    validate_args=False)}).to(device)
-        self.loss = SumMetric(nan_strategy="ignore").set_dtype(exact).to(device)
-        self.nan = SumMetric().to(device)
+        self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro", validate_args=False).to(device)
+        self.loss = SumMetric(nan_strategy="disable").to(device).set_dtype(exact)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits (B, K), labels (B,)."""
         self.confusion.update(logits, labels)
-        self.accuracy.update(logits, labels)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        self.loss.update(losses.to(self.loss.value.dtype).sum())
+        self.top5.update(logits, labels)
+        self.loss.update(F.cross_entropy(logits, labels, reduction="none").to(self.loss.dtype).sum())
 
-    def result(self, classes: Sequence[str]) -> Evaluation:
-        raise NotImplementedError
+    def result(self) -> Evaluation:
+        """Over all processes. Raises DataError where none had an image."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)    # of a process that had no image
+            confusion = self.confusion.compute().cpu().numpy().astype(np.int64)
+            top5, loss = float(self.top5.compute()), float(self.loss.compute())
+        count = int(confusion.sum())
+        if count == 0:
+            raise DataError("no held-out image could be read: there is nothing to evaluate on")
+        with np.errstate(invalid="ignore"):
+            per_class = confusion.diagonal() / confusion.sum(1)
+        return Evaluation(count, loss / count, float(confusion.trace() / count), top5, per_class, confusion)
+
+
+def held_out_transform(model: nn.Module, img_size: int, crop_pct: float | None) -> Transform:
+    """PIL image -> the model's input (3, img_size, img_size): its own normalisation, interpolation and, where crop_pct is
+    None, its own crop."""
+    mean, std = normalisation(model)
+    cfg: Any = model.pretrained_cfg
+    return eval_transform(img_size, mean, std, crop_pct or cfg.get("crop_pct"), cfg.get("interpolation") or "bicubic")
