@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from algorithm.lock import Lock, Say
 from runtime.errors import ReportError
-from runtime.lock import Lock, Say
 from runtime.marker import MARKER, Marker, differences, remove, tree, written
 
 TRAINING = "training.safetensors"           # the checkpoint that a stopped training goes on from
@@ -59,7 +59,7 @@ class RunFolder:
             raise ReportError("the output folder has no name, or an impossible one: give one with --output")
         parent = Path(parent)
         path, final = parent / f".{name}.partial", parent / name
-        lock = Lock(parent / f".{name}.lock", f"the run {final}")
+        lock = Lock(parent / f".{name}.lock", f"the run {final}", ReportError)
         folder = RunFolder(path, final, Marker(name, dict(settings)), lock, say, fresh)
         try:
             folder.check_final()
