@@ -17,6 +17,7 @@ COMMANDS = {"train": "train a vision transformer by a recipe, on a GPU or CPU, o
             "infer": "what a checkpoint sees in an image, or in a folder of them",
             "analyze": "spectrum: singular values of the weights; artifacts: patch tokens of high norm",
             "ablate": "ranks of the Gram residual x update plans x seeds, against the same without it"}
+GO_ON = ("train", "ablate")
 EXIT_REFUSED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 EPILOG = "commands\n" + "\n".join(f"  {name:10}{about}" for name, about in COMMANDS.items()) + """
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}", _who("error"))
         return EXIT_REFUSED
     except KeyboardInterrupt:
-        refuse("the same command goes on with what had begun", _who("stopped"))
+        refuse("the same command goes on with what had begun" if name in GO_ON else "nothing was changed", _who("stopped"))
         return EXIT_STOPPED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{what} names {double} twice: leave one out")
     if min(options.ranks) < 1 or min(options.seeds) < 0:
         raise ConfigError("--ranks are 1 or more, --seeds 0 or more")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("ablate works in one process, one cell after the other: start it without torchrun")
     tree = tree_of(options.config, vars(options), options.overrides)
     if "plan" in tree:
         raise ConfigError("the plans of an ablation are named by --plans: put the section plan into a file of its own")

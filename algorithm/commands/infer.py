@@ -41,8 +41,9 @@ def run(options: argparse.Namespace) -> int:
     from algorithm.journal import Journal
     journal = Journal()
     model = open_model(asked)
+    size = asked.experiment.recipe.batch_eval or asked.experiment.recipe.batch
     results: list[dict[str, Any]] = []
-    for paths, logits in _batches(model, eval_transform_of(asked, model), files, asked.experiment.recipe.batch, journal.say):
+    for paths, logits in _batches(model, eval_transform_of(asked, model), files, size, journal.say):
         names = class_names(asked, (), logits.shape[1])
         top = logits.double().softmax(1).topk(min(options.top_k, len(names)))
         for path, shares, places in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithm.commands.arguments import EVALUATION, Parser, add_recipe_flags
 from algorithm.commands.resolving import complete, experiment_of, tree_of
+from algorithm.continuing import flat
 from algorithm.errors import CheckpointError, ConfigError, WeightsError
 from algorithm.experiment import Experiment
 from algorithm.layers import Tree, over
@@ -20,8 +21,7 @@ from algorithm.schema import one_line
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-EMA = "ema/"                                            # before the names of the moving average's tensors
-FIXED = ("name", "variant", "patch_size", "pool", "extra", "gram", "lora", "num_classes", "img_size")  # by the checkpoint
+EMA = "ema/"            # before the names of the moving average's tensors
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def read_request(options: argparse.Namespace) -> Asked:
     path = None if options.checkpoint is None else checkpoint_file(Path(options.checkpoint))
     said = {} if path is None else header_of(path)
     given = tree_of(options.config, vars(options), options.overrides)
+    if options.batch_size is not None:      # of what is done here, whatever batch the training evaluated in
+        given["recipe"].setdefault("batch_eval", options.batch_size)
     base = _tree_of_header(said)
     if not base:
         if "name" not in given.get("model", {}):
@@ -62,12 +64,12 @@ def read_request(options: argparse.Namespace) -> Asked:
         if path is not None:
             given["model"].setdefault("num_classes", _outputs(path))
         return _asked(path, complete(given), said, options.ema)
-    model = base["model"]
-    other = next((k for k in FIXED if k in given.get("model", {}) and str(given["model"][k]) != str(model.get(k))), None)
+    model, wanted = flat(base["model"]), flat(given.pop("model", {}))
+    other = next((k for k, v in wanted.items() if str(v) != str(model.get(k))), None)
     if other is not None:
-        raise ConfigError(f"{path} says what model it is (model.{other}={model.get(other)}), model.{other}="
-                          f"{given['model'][other]} would be another: leave it out")
-    return _asked(path, experiment_of(over(base, {**given, "model": {}})), said, options.ema)
+        raise ConfigError(f"{path} says what model it is (model.{other}={model.get(other)}), model.{other}={wanted[other]} "
+                          "would be another: leave it out")
+    return _asked(path, experiment_of(over(base, given)), said, options.ema)
 
 
 def _asked(path: Path | None, experiment: Experiment, said: dict[str, Any], ema: bool) -> Asked:

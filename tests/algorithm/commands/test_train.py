@@ -1,4 +1,4 @@
-"""`train` as it is used: a work folder comes out, the other commands read it, the same command goes on or says it is done."""
+"""`train` as it is used: a work folder comes out, the other commands read it, the same command goes on or is done."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_work_folder_comes_out(done: Path) -> None:
     assert tree_of([done / "experiment.yaml"], {}, [])["recipe"]["ema"]["decay"] == 0.5
 
 
-def test_the_console_says_what_the_guides_ask_for(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_says_what_the_guides_ask_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *DRY, "--output", str(tmp_path), "--experiment", "y", "--epochs", "3"]) == 0
     text = say(capsys)
     assert re.search(r"step \d+/6 \(\d+ %\) .*images/s a device  ETA \d:\d\d:\d\d  lr \d\.\de-\d\d  loss \d", text), text
@@ -150,7 +150,8 @@ def test_ablate_pairs_ranks_with_the_baseline_and_completes_what_is_there(tmp_pa
     cells = json.loads((tmp_path / "grid/ablation.json").read_text())
     assert {(c["plan"], c["rank"], c["seed"]) for c in cells} == {
         (p, r, s) for p in ("full", "with_plan") for r in (None, 2) for s in (0, 1)}
-    assert (tmp_path / "grid/ablation.png").stat().st_size > 0 and "| with_plan |" in (tmp_path / "grid/ablation.md").read_text()
+    assert (tmp_path / "grid/ablation.png").stat().st_size > 0
+    assert "| with_plan |" in (tmp_path / "grid/ablation.md").read_text()
     on = yaml.safe_load((tmp_path / "grid/with_plan-rank2-seed1/experiment.yaml").read_text())
     off = yaml.safe_load((tmp_path / "grid/with_plan-off-seed1/experiment.yaml").read_text())
     assert (on["model"]["gram"]["enabled"], on["plan"]["n_gram_update"]) == (True, "all")
