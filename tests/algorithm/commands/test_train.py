@@ -49,7 +49,7 @@ def test_the_console_says_what_the_guides_ask_for(tmp_path: Path, capsys: pytest
     assert "accuracy" in text and str(tmp_path / "y" / "report.html") in text
 
 
-def test_the_same_command_says_that_it_is_done_and_fresh_trains_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_says_that_it_is_done(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["train", *DRY, "--output", str(done.parent), "--experiment", "x", "--model-ema-decay", "0.5",
              "--gram_lowrank_rank", "2"]
     before = (done / "summary.json").stat().st_mtime_ns
