@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from algorithm import ancestor
 from algorithm.commands.flags import ALL, BY_NAME, Flag, Values
 from algorithm.commands.timm_files import NOT_HERE, asks_nothing
 from algorithm.config import CONFIGS
@@ -25,7 +26,12 @@ def translate(raw: Tree, where: str) -> Tree:
     """What a YAML file holds, its flags by name put into their sections. Raises ConfigError.
 
     A key that is a section of `Experiment` and holds a mapping is one; any other is a flag (`model: s16`, `batch-size: 8`).
+    The ancestor's keys are left as they are, for `algorithm.ancestor`.
     """
+    others = {k: v for k, v in raw.items() if k in ancestor.NAMES}
+    if set(others) == {"resume"}:           # the flag's
+        others = {}
+    raw = {k: v for k, v in raw.items() if k not in others}
     sections = {k: v for k, v in raw.items() if k in Experiment.model_fields and isinstance(v, dict)}
     args = {k.replace("-", "_"): v for k, v in raw.items() if k not in sections}
     if "data" in args:                      # timm's positional folder
@@ -40,7 +46,7 @@ def translate(raw: Tree, where: str) -> Tree:
         flat = values_of([(BY_NAME[name], value) for name, value in asked.items()])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return over(command_line(flat, [], Experiment), sections)
+    return {**over(command_line(flat, [], Experiment), sections), **others}
 
 
 def values_of(given: Sequence[tuple[Flag, Any]], below: Tree | None = None) -> Values:

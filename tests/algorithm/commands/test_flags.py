@@ -157,6 +157,19 @@ def test_a_flag_of_several_values_takes_no_override() -> None:
     assert (got.recipe.batch, got.recipe.augment.scale, got.recipe.augment.hflip) == (2, [0.5, 1.0], 0)
 
 
+def test_the_ancestors_words_stand_beside_flags(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("""\
+net_config: {net_name: vit_small_patch16_224, model_type: fp}
+backward_config: {enable_backward_config: 1, n_bias_update: 8, n_weight_update: 8, vit_layer_types: [attention, head]}
+epochs: 3
+batch-size: 16
+recipe: {keep: 2}
+""")
+    got = experiment("--config", str(tmp_path / "old.yaml"), "--opt", "adamw")
+    assert (got.model.name, got.plan.count, got.plan.n_weight_update) == ("vit_small_patch16_224", "layers", 8)
+    assert (got.recipe.schedule.epochs, got.recipe.batch, got.recipe.keep, got.recipe.optim.opt) == (3, 16, 2, "adamw")
+
+
 def test_a_flag_in_yaml_is_the_flag_on_the_command_line(tmp_path: Path) -> None:
     for flags, key, value in GUIDES:
         words = flags.split()
