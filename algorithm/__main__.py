@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; what argparse itself answers (`--help`, a mistyped flag) ends the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
-    if name.startswith("-"):
-        command_parser().parse_args(arguments)
+    if name in ("-h", "--help"):
+        command_parser().parse_args([name])
     if name not in COMMANDS:
-        refuse(f"unknown command {name!r}{nearest(name, list(COMMANDS))}" if name else
-               f"a command is needed: {', '.join(COMMANDS)}")
+        refuse(f"a command is needed first: {', '.join(COMMANDS)}" if not name or name.startswith("-") else
+               f"unknown command {name!r}{nearest(name, list(COMMANDS))}")
         return EXIT_USAGE
     command = importlib.import_module(f"algorithm.commands.{name}")
     options = command.parser().read(arguments[1:])

@@ -27,7 +27,7 @@ IMAGES = 256            # held-out ones that artifacts looks at
 
 
 def parser() -> Parser:
-    p = Parser("analyze", "Look inside a checkpoint, or a model of timm.", EPILOG)
+    p = Parser("analyze WHAT", "Look inside a checkpoint, or a model of timm.", EPILOG)
     p.add_argument("kind", metavar="WHAT", choices=list(KINDS), help=", ".join(KINDS))
     p.add_argument("--json", metavar="FILE", help="the figures as JSON; - for the standard output")
     p.add_argument("--vectors", metavar="FILE.npz", help="the arrays, .npz or (of spectrum) .pt: singular values and "

@@ -20,8 +20,9 @@ class Parser(argparse.ArgumentParser):
     """Takes `--foo-bar` and `--foo_bar` for the same flag; every refusal is one line with what to do."""
 
     def __init__(self, command: str, about: str, epilog: str = "") -> None:
-        super().__init__(f"python -m algorithm {command}".strip(), description=about, epilog=epilog, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        program = f"python -m algorithm {command}"
+        super().__init__(program, usage=f"{program} [flags] [section.key=value ...]", description=about, epilog=epilog,
+                         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options; `--help` and what cannot be read end the process (0, 2)."""

@@ -17,6 +17,7 @@ from algorithm.errors import ConfigError
 from algorithm.experiment import Experiment
 from algorithm.layers import Tree, command_line, over, read_config_file
 from algorithm.models.sources import SHORT_NAMES, timm_name
+from algorithm.recipes.names import models
 from algorithm.schema import nearest, parse
 
 FOLDER = ("folder", "imagefolder", "image_folder")  # timm's names of a data set that is a folder
@@ -106,7 +107,7 @@ def complete(tree: Tree) -> Experiment:
     if "num_classes" not in model:
         model["num_classes"] = count_classes(experiment.data) or experiment.model.num_classes
     if "name" in model and "img_size" not in model and model["name"] not in SHORT_NAMES:
-        model["img_size"] = own_size(model["name"]) or experiment.model.img_size
+        model["img_size"] = own_size(model["name"])
     return experiment_of({**tree, "model": model})
 
 
@@ -117,9 +118,14 @@ def count_classes(data: DataConfig) -> int | None:
     return data.known_classes
 
 
-def own_size(name: str) -> int | None:
-    """Pixels a side that timm made a model for; None where it knows none of that name."""
+def own_size(name: str) -> int:
+    """Pixels a side that timm made a model for; a name that it does not have is refused before it is loaded. Raises
+    ConfigError."""
+    known, short = models(), timm_name(name)
+    if short.partition(".")[0] not in known:
+        raise ConfigError(f"model.name={name!r} is no model of timm{nearest(short, [*SHORT_NAMES, *known])}")
     from algorithm.models.torchvision_shim import timm
-    short = timm_name(name)
-    cfg = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
-    return int(cfg.input_size[-1]) if cfg else None
+    cfg = timm.get_pretrained_cfg(short)
+    if cfg is None:
+        raise ConfigError(f"timm does not say for which images {name!r} is made: give --img-size")
+    return int(cfg.input_size[-1])

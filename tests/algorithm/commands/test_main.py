@@ -27,7 +27,10 @@ def test_help_of_train_teaches_every_flag(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("argv", "status", "text"), [
-    (["train", "--epoch", "3"], 2, "'--epochs'"), (["trian"], 2, "'train'"), ([], 2, "a command is needed"),
+    (["train", "--epoch", "3"], 2, "'--epochs'"), (["trian"], 2, "'train'"),
+    (["--epochs", "1"], 2, "first: train"),
+    (["train", "--epochs", "1", "--model", "vit_smal_patch16_224"], 1, "'vit_small_patch16_224'"),
+    ([], 2, "a command is needed first"),
     (["validate"], 2, "--checkpoint"), (["infer", "--checkpoint", "x"], 2, "--input"),
     (["analyze", "spectra"], 2, "spectrum"),
     (["train", "--model", "s16"], 1, "how long"), (["train", "--config", "missing.yaml"], 1, "missing.yaml"),
@@ -53,7 +56,8 @@ def test_refusals_are_one_line_and_tell_the_way(argv: list[str], status: int, te
 
 
 @pytest.mark.parametrize("argv", [["train", "--epochs", "1", "--opt", "adamv"], ["train", "--epochs", "1", "--data-dir=x"],
-                                  ["train", "--model", "s16"], ["validate", "--checkpoint", "nowhere"]])
+                                  ["train", "--model", "s16"], ["train", "--epochs", "1", "--model", "vit_smal_patch16_224"],
+                                  ["validate", "--checkpoint", "nowhere"]])
 def test_refusals_come_without_pytorch(argv: list[str]) -> None:
     status, modules, _ = answer("algorithm", *argv)
     assert status == 1 and modules & {"torch", "timm", "wandb", "torchmetrics", "matplotlib"} == set()
