@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from algorithm.commands.arguments import Parser, add_recipe_flags
 from algorithm.commands.console import TrainingConsole
 from algorithm.commands.resolving import complete, tree_of
+from algorithm.commands.trace import record
 from algorithm.commands.work import WorkFolder, check_same, finished, settings_of, stored, work_path
 from algorithm.errors import AlgorithmError, CheckpointError
 from algorithm.experiment import Experiment
@@ -95,6 +96,8 @@ def train_here(experiment: Experiment, journal: Journal) -> dict[str, Any]:
         from algorithm.recipes.engine import train
         with TrainingConsole(journal.console, work.say) as console, stop_between_steps() as stop:
             outcome = train(experiment, work.path, console=console, stop=stop)
+        if experiment.output.record_trace is not None:
+            record(experiment, work.path, experiment.output.record_trace, work.say)
         summary = {"updates": outcome.updates, "seconds": round(time.perf_counter() - start, 3), **accuracies(outcome)}
         work.finish(summary)
         report(experiment, work)

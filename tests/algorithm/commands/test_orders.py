@@ -136,3 +136,41 @@ def test_ablate_refuses_before_any_cell_is_trained(argv: list[str], text: str, e
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", *DRY, *argv]) == 1
     assert text in capsys.readouterr().err and engine.orders == [] and not Path("work").exists()
+
+
+def test_a_trace_of_the_devices_steps_is_what_the_c_code_computes(engine: Engine, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """`--record_trace`: from the trained weights, by the plan of the training; replayed in C it is proven."""
+    from algorithm.models import build_model, input_scale_shift
+    from algorithm.sparse.plan import UpdatePlan
+    from algorithm.training import save_model
+    from algorithm.training.trace import Trace
+    from compilation.capture import InputSpec
+    from compilation.pipeline import Compiler
+    from runtime.codegen.generate import generate
+    from runtime.simulator import Simulator
+    from runtime.toolchain import Build
+    from runtime.validate import replay
+
+    file = Path("work/x/checkpoint.safetensors")
+    module = ModuleType("algorithm.recipes.checkpoint")
+    module.newest = lambda folder: file  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "algorithm.recipes.checkpoint", module)
+
+    def trained(update: int) -> None:
+        if update == 3:
+            save_model(build_model(engine.orders[0][0].model.model_copy(update={"seed": 9})), file)
+    engine.at_update = trained
+    assert main(["train", *DRY, "--config", "training/with_plan.yaml", "--experiment", "x", "--record_trace", "3",
+                 "--threads", "1", "model.extra.depth=2", "plan.n_weight_update={attention: 1}"]) == 0
+    assert "trace of 3 of the device's steps" in capsys.readouterr().err
+    trace, plan = Trace.load(Path("work/x/trace.safetensors")), UpdatePlan.load("work/x/plan.yaml")
+    model = build_model(engine.orders[0][0].model.model_copy(update={"weights": str(file)}))
+    assert len(trace.losses64) == 3 and trace.init.keys() == plan.parameters.keys()
+    assert (trace.init["head.weight"] == model.state_dict()["head.weight"].numpy()).all()
+
+    compiler = Compiler(model, InputSpec((3, 32, 32), *input_scale_shift(model)), "x")
+    compiled = compiler.compile(plan.to_dict()["parameters"], None, 0.0)
+    generate(compiled.program, compiled.values, Path("c"))
+    with Simulator(Path("c"), compiled.program, Build(optimise="-O1")) as simulator:
+        assert replay(simulator, trace).passed
