@@ -22,6 +22,7 @@ from algorithm.training.stopping import stop_between_steps
 if TYPE_CHECKING:
     from algorithm.recipes.engine import Outcome
 
+PATIENCE = 10           # seconds that a further process leaves the first one to say why nothing is trained
 EPILOG = """\
 the same command goes on where it was stopped; every flag can stand in YAML under its name, dashes or underscores alike
   python -m algorithm train --config training/dry_run.yaml
@@ -44,14 +45,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         experiment = complete(tree_of(options.config, vars(options), options.overrides))
         check(experiment)
-        if first_word := already_done(experiment):
+        if done := already_done(experiment):
             if first:
-                Journal().say(first_word)
+                Journal().say(done)
             return 0
     except AlgorithmError:
         if first:
             raise
-        return 1                            # the same refusal on every process: the first one says it
+        time.sleep(PATIENCE)                # the same refusal on every process: the first one says it, and torchrun ends all
+        return 1
     if not first:
         work_beside(experiment)
         return 0

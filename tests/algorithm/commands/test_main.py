@@ -65,6 +65,7 @@ def test_refusals_come_without_pytorch(argv: list[str]) -> None:
 
 def test_of_several_processes_one_says_what_all_refuse(capsys: pytest.CaptureFixture[str],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("algorithm.commands.train.PATIENCE", 0)
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         assert main(["train", "--epochs", "1", "--opt", "adamv"]) == 1
