@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Mapping
 from typing import Any
+=======
+from typing import Any
+
+from pydantic import Field, model_validator
+>>>>>>> cli
 
 from pydantic import Field, model_validator
 
@@ -55,6 +61,7 @@ class Experiment(Section):
         raw = without_aliases(raw, cls)
         defaults = {name: cls.model_fields[name].default.model_dump(exclude_unset=True) for name in ("model", "data")}
         return {**raw, **{n: {**d, **raw[n]} for n, d in defaults.items() if isinstance(raw.get(n), dict)}}
+<<<<<<< HEAD
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
@@ -70,3 +77,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
                and not any(k == f or k.startswith(f + ".") for f in FREE)]
     told = ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in changed[:3])
     return f"{told} and {len(changed) - 3} more" if len(changed) > 3 else told
+=======
+>>>>>>> cli

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 from pathlib import Path
+=======
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+>>>>>>> cli
 from typing import Any
 
 import numpy as np
@@ -107,3 +113,44 @@ def test_analyze_artifacts_looks_at_held_out_images(files: Path, tmp_path: Path,
     said = json.loads(capsys.readouterr().out)
     assert said["images"] == 5 and said["tokens"] == 5 * 4 and said["l2_norm_mean"] > 0
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["cls_attention_by_layer.png", "norm_histogram.png"]
+<<<<<<< HEAD
+=======
+
+
+def by_hand(model: Any, stream: Any, transform: Any, **_: Any) -> Any:
+    """An evaluation, image by image (the engine's own has tests of its own)."""
+    confusion = np.zeros((3, 3), int)
+    loss = 0.0
+    for i in range(len(stream)):
+        with torch.no_grad():
+            logits = model(transform(stream.open(i))[None])
+        confusion[stream.labels[i], int(logits.argmax())] += 1
+        loss += float(torch.nn.functional.cross_entropy(logits, torch.tensor([stream.labels[i]]))) / len(stream)
+    count = confusion.sum()
+    return SimpleNamespace(confusion=confusion, loss=loss, top1=np.trace(confusion) / count, top5=1.0, count=count,
+                           per_class=np.diag(confusion) / confusion.sum(1))
+
+
+def test_validate_gives_the_figures_by_class_and_the_confusion(files: Path, tmp_path: Path, timm_model: Any,
+                                                               capsys: pytest.CaptureFixture[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("algorithm.recipes.evaluate")
+    module.evaluate_stream = by_hand  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "algorithm.recipes.evaluate", module)
+    (files / "data/val/c/9.jpg").rename(tmp_path / "9.jpg")
+    try:
+        argv = ["validate", "--checkpoint", str(files / "m.safetensors"), *TINY, "--data-dir", str(files / "data")]
+        assert main([*argv, "--json", "-"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert main([*argv, "--confusion", "--json", str(tmp_path / "v.json")]) == 0
+    finally:
+        (tmp_path / "9.jpg").rename(files / "data/val/c/9.jpg")
+    assert json.loads((tmp_path / "v.json").read_text()) == said
+    right = {c: [int(np.argmax(probabilities(timm_model, p))) == i for p in (files / "data/val" / c).glob("*.png")]
+             for i, c in enumerate("abc")}
+    assert said["images"] == 9 and said["top1"] == pytest.approx(sum(map(sum, right.values())) / 9)
+    assert said["per_class"] == pytest.approx({c: sum(r) / len(r) for c, r in right.items()})
+    assert [sum(row) for row in said["confusion"]] == [3, 2, 4]
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("top-1", "top-5", "by class", "confusion", "taken for"))
+>>>>>>> cli
