@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Mapping
 from typing import Any
-=======
-from typing import Any
-
-from pydantic import Field, model_validator
->>>>>>> cli
 
 from pydantic import Field, model_validator
 
@@ -20,7 +14,6 @@ from algorithm.monitor.config import MonitorConfig
 from algorithm.recipes.config import RecipeConfig
 from algorithm.schema import Section, without_aliases
 from algorithm.sparse.config import PlanConfig
-
 
 # what no update depends on: a training goes on when it changes
 FREE = ("monitor", "output", "recipe.workers", "recipe.prefetch", "recipe.pin_memory", "recipe.batch_eval",
@@ -61,7 +54,6 @@ class Experiment(Section):
         raw = without_aliases(raw, cls)
         defaults = {name: cls.model_fields[name].default.model_dump(exclude_unset=True) for name in ("model", "data")}
         return {**raw, **{n: {**d, **raw[n]} for n, d in defaults.items() if isinstance(raw.get(n), dict)}}
-<<<<<<< HEAD
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
@@ -77,5 +69,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
                and not any(k == f or k.startswith(f + ".") for f in FREE)]
     told = ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in changed[:3])
     return f"{told} and {len(changed) - 3} more" if len(changed) > 3 else told
-=======
->>>>>>> cli

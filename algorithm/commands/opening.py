@@ -183,18 +183,8 @@ def _load(model: nn.Module, path: Path, prefix: str) -> None:
 
 def eval_transform_of(asked: Asked, model: Any) -> Any:
     """PIL image -> tensor (3, H, W), as the training evaluated."""
-<<<<<<< HEAD
     from algorithm.recipes.evaluate import held_out_transform
     return held_out_transform(model, asked.experiment.model.img_size, asked.experiment.recipe.augment.crop_pct)
-=======
-    from algorithm.data.transforms import eval_transform
-    from algorithm.models import normalisation
-    mean, std = normalisation(model)
-    cfg = model.pretrained_cfg
-    return eval_transform(asked.experiment.model.img_size, mean, std,
-                          asked.experiment.recipe.augment.crop_pct or cfg.get("crop_pct"),
-                          cfg.get("interpolation") or "bicubic")
->>>>>>> cli
 
 
 def class_names(asked: Asked, known: Sequence[str], outputs: int) -> list[str]:

@@ -23,14 +23,8 @@ from typing import Any, TextIO
 
 import yaml
 
-<<<<<<< HEAD
 from algorithm.errors import AlgorithmError
 from algorithm.experiment import Experiment, differences, settings_of
-=======
-from algorithm.continuing import flat
-from algorithm.errors import AlgorithmError
-from algorithm.experiment import Experiment
->>>>>>> cli
 from algorithm.lock import Lock, Say
 from algorithm.naming import wrong_name
 from algorithm.textfile import read_mapping
@@ -39,13 +33,6 @@ EXPERIMENT, LOG, SUMMARY = "experiment.yaml", "log.txt", "summary.json"
 OWN = (EXPERIMENT, LOG, SUMMARY, "metrics.jsonl", "wandb", "pictures", "report.html", "trace.safetensors", "plan.yaml",
        "checkpoints")
 HEAD = "# The resolved experiment of this folder; `python -m algorithm train --config` reads it back.\n"
-<<<<<<< HEAD
-=======
-# what no update depends on: a training goes on when it changes
-FREE = ("monitor", "output", "recipe.workers", "recipe.prefetch", "recipe.pin_memory", "recipe.batch_eval",
-        "recipe.eval_every", "recipe.eval_ema", "recipe.progress_every", "recipe.checkpoint_every", "recipe.save_freq",
-        "recipe.keep", "recipe.threads", "recipe.device", "data.max_broken")
->>>>>>> cli
 
 
 class WorkError(AlgorithmError):
@@ -154,29 +141,11 @@ def to_yaml(experiment: Experiment) -> str:
     return HEAD + str(yaml.safe_dump(settings_of(experiment), sort_keys=False, allow_unicode=True, width=120))
 
 
-<<<<<<< HEAD
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise WorkError where a training under the settings `old` does not go on under `new`."""
     if told := differences(old, new):
         raise WorkError(f"{path} is a training of other settings ({told}): --fresh replaces it, --experiment NAME makes "
                         "another")
-=======
-def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """What makes two trainings the same: all but the orders to go on or to start again."""
-    return experiment.model_dump(mode="json", exclude={"output": {"fresh", "resume"}})
-
-
-def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise WorkError where a training under the settings `old` does not go on under `new`."""
-    before, now = flat(old), flat(new)
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)
-               and not any(k == f or k.startswith(f + ".") for f in FREE)]
-    if changed:
-        told = ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in changed[:3])
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise WorkError(f"{path} is a training of other settings ({told}{more}): --fresh replaces it, --experiment NAME "
-                        "makes another")
->>>>>>> cli
 
 
 def write_text(path: Path, text: str) -> None:

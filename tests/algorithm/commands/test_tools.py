@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-from pathlib import Path
-=======
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
->>>>>>> cli
 from typing import Any
 
 import numpy as np
@@ -113,8 +109,6 @@ def test_analyze_artifacts_looks_at_held_out_images(files: Path, tmp_path: Path,
     said = json.loads(capsys.readouterr().out)
     assert said["images"] == 5 and said["tokens"] == 5 * 4 and said["l2_norm_mean"] > 0
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["cls_attention_by_layer.png", "norm_histogram.png"]
-<<<<<<< HEAD
-=======
 
 
 def by_hand(model: Any, stream: Any, transform: Any, **_: Any) -> Any:
@@ -153,4 +147,3 @@ def test_validate_gives_the_figures_by_class_and_the_confusion(files: Path, tmp_
     assert [sum(row) for row in said["confusion"]] == [3, 2, 4]
     text = capsys.readouterr().out
     assert all(word in text for word in ("top-1", "top-5", "by class", "confusion", "taken for"))
->>>>>>> cli
