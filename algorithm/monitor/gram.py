@@ -15,8 +15,8 @@ from algorithm.monitor.probe import Probe, evaluating
 
 def gram_targets(model: nn.Module) -> dict[int, nn.Module]:
     """The attentions with a Gram residual, by the index of their block."""
-    found = ((name.split("."), module) for name, module in model.named_modules() if isinstance(module, GramMixin))
-    return {int(parts[1]): module for parts, module in found if parts[0] == "blocks"}
+    found = ((name.split("."), module) for name, module in model.named_modules())
+    return {int(parts[1]): module for parts, module in found if parts[0] == "blocks" and hasattr(module, "gram_a")}
 
 
 def gram_probe(model: nn.Module) -> Probe:
