@@ -76,7 +76,8 @@ def test_validate_says_what_the_training_said(ema: bool, done: Path, capsys: pyt
 
 def test_validate_shows_tables_and_refuses_other_classes(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--checkpoint", str(done), "--confusion", "--workers", "0"]) == 0
-    assert all(word in capsys.readouterr().out for word in ("top-1", "top-5", "class_3", "true class"))
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("top-1", "top-5", "class_3", "true class"))
     assert main(["validate", "--checkpoint", str(done), "--dataset", "synthetic", "data.synthetic.classes=3"]) == 1
     assert "the data have 3 classes, the checkpoint 4" in say(capsys)
     assert main(["validate", "--checkpoint", str(done), "--model", "s16"]) == 1
@@ -142,8 +143,9 @@ def test_a_training_that_was_stopped_goes_on(done: Path, tmp_path: Path, capsys:
 
 def test_ablate_pairs_ranks_with_the_baseline_and_completes_what_is_there(tmp_path: Path,
                                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "biases.yaml").write_text("plan: {n_bias_update: all}\n")
     argv = ["ablate", *DRY, "--epochs", "1", "--output", str(tmp_path), "--experiment", "grid", "--plans", "full",
-            "training/with_plan.yaml", "recipe.schedule.warmup_epochs=0"]
+            str(tmp_path / "biases.yaml"), "recipe.schedule.warmup_epochs=0"]
     assert main([*argv, "--ranks", "2", "--seeds", "0"]) == 0
     first = capsys.readouterr()
     assert "Ablation" in first.out and "is finished" not in first.err
@@ -151,11 +153,11 @@ def test_ablate_pairs_ranks_with_the_baseline_and_completes_what_is_there(tmp_pa
     assert capsys.readouterr().err.count("is finished") == 4
     cells = json.loads((tmp_path / "grid/ablation.json").read_text())
     assert {(c["plan"], c["rank"], c["seed"]) for c in cells} == {
-        (p, r, s) for p in ("full", "with_plan") for r in (None, 2) for s in (0, 1)}
+        (p, r, s) for p in ("full", "biases") for r in (None, 2) for s in (0, 1)}
     assert (tmp_path / "grid/ablation.png").stat().st_size > 0
-    assert "| with_plan |" in (tmp_path / "grid/ablation.md").read_text()
-    on = yaml.safe_load((tmp_path / "grid/with_plan-rank2-seed1/experiment.yaml").read_text())
-    off = yaml.safe_load((tmp_path / "grid/with_plan-off-seed1/experiment.yaml").read_text())
+    assert "| biases |" in (tmp_path / "grid/ablation.md").read_text()
+    on = yaml.safe_load((tmp_path / "grid/biases-rank2-seed1/experiment.yaml").read_text())
+    off = yaml.safe_load((tmp_path / "grid/biases-off-seed1/experiment.yaml").read_text())
     assert (on["model"]["gram"]["enabled"], on["plan"]["n_gram_update"]) == (True, "all")
     assert (off["model"]["gram"]["enabled"], off["plan"]["n_gram_update"]) == (False, 0)
     assert on["recipe"] == off["recipe"] and on["recipe"]["seed"] == on["model"]["seed"] == 1
