@@ -63,8 +63,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Raises CheckpointError for a file that is not one of these, or not whole."""
     tensors, said = read_safetensors(path)
     if said.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of a training by recipe ({FORMAT}): to begin with its weights, give it "
-                              "as model.weights (--initial-checkpoint)")
+        raise CheckpointError(f"{path} is no checkpoint of a training by recipe ({FORMAT}): to begin with its weights, give "
+                              "it as model.weights (--initial-checkpoint)")
     try:
         return Checkpoint(path, int(said["update"]), dict(said["experiment"]), list(said["classes"]), dict(said["plan"]),
                           said["best"], dict(said["state"]), tensors)

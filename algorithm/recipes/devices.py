@@ -34,8 +34,8 @@ def find_device(wanted: str = "auto", local_rank: int = 0, world: int = 1) -> to
         raise ConfigError(f"recipe.device={wanted!r} would put {world} processes on one GPU: set recipe.device=cuda")
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"there are {torch.cuda.device_count()} GPUs here, GPU {index} is asked for: start fewer processes, "
-                          "or choose another")
+        raise ConfigError(f"there are {torch.cuda.device_count()} GPUs here, GPU {index} is asked for: start fewer "
+                          "processes, or choose another")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -83,8 +83,8 @@ def load_teacher(config: DistillConfig, num_classes: int, img_size: int) -> nn.M
         mine, theirs = own.get(key), state.get(key)
         if mine is None or theirs is None or mine.shape != theirs.shape:
             found = "nothing" if theirs is None else str(tuple(theirs.shape))
-            raise WeightsError(f"{where}: {key!r} of {config.weights} is {found}, the teacher of {num_classes} classes needs "
-                               f"{'none' if mine is None else tuple(mine.shape)}: give, as recipe.distill.weights, a file of "
-                               "a teacher that was trained on these classes")
+            raise WeightsError(f"{where}: {key!r} of {config.weights} is {found}, the teacher of {num_classes} classes "
+                               f"needs {'none' if mine is None else tuple(mine.shape)}: give, as recipe.distill.weights, a "
+                               "file of a teacher that was trained on these classes")
     model.load_state_dict(state)
     return model.eval()

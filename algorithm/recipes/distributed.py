@@ -65,8 +65,8 @@ def find_world() -> World:
         return World()
     missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing or not all(v.isdigit() for v in given.values()):
-        raise ConfigError(f"the environment names a training of several processes, but {missing[0] if missing else given} is "
-                          f"{'missing' if missing else 'no number'}: start it with torchrun, or unset WORLD_SIZE")
+        raise ConfigError(f"the environment names a training of several processes, but {missing[0] if missing else given} "
+                          f"is {'missing' if missing else 'no number'}: start it with torchrun, or unset WORLD_SIZE")
     rank, size, local = (int(given[n]) for n in names)
     if not 0 <= rank < size:
         raise ConfigError(f"RANK={rank} is outside 0..{size - 1} (WORLD_SIZE={size}): start it with torchrun")
@@ -92,8 +92,8 @@ def joined(world: World, device: torch.device, last_checkpoint: Any = None) -> I
             raise
         saved = last_checkpoint() if last_checkpoint else None
         raise DistributedError(f"process {world.rank} of {world.size}: another process ended or does not answer "
-                               f"({one_line(error, 90)}); saved up to {saved or 'nothing'}: see what ended it, then start the "
-                               "same command again, it goes on from there") from None
+                               f"({one_line(error, 90)}); saved up to {saved or 'nothing'}: see what ended it, then start "
+                               "the same command again, it goes on from there") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

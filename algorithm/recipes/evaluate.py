@@ -24,8 +24,9 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def evaluate_stream(model: nn.Module, stream: Stream, transform: Any, *, batch: int = 128, workers: int = 0,
-                    world: World | None = None, device: torch.device | None = None, autocast: Callable[[], Any] = nullcontext,
-                    on_batch: Callable[[int], None] | None = None, pin: bool = False, prefetch: int = 2) -> Evaluation:
+                    world: World | None = None, device: torch.device | None = None,
+                    autocast: Callable[[], Any] = nullcontext, on_batch: Callable[[int], None] | None = None,
+                    pin: bool = False, prefetch: int = 2) -> Evaluation:
     """Evaluate a model, in eval mode and left in the mode that it was in, on a stream of images.
 
     world: of several processes each takes its share, and every one gets the same result. device None: the model's.

@@ -13,7 +13,8 @@ _GENERATORS = "generators"
 
 
 def pack(value: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
-    """A tree of dicts, lists, tuples, numbers, text, None, types of elements and tensors -> what JSON holds, and the tensors by name.
+    """A tree of dicts, lists, tuples, numbers, text, None, types of elements and tensors -> what JSON holds, and the
+    tensors by name.
 
     Each tensor is named by its path below `prefix`. Raises TypeError for anything else.
     """

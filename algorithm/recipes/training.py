@@ -184,9 +184,9 @@ class Training:
         loss = float(step.loss)
         bad = self.world.sum(torch.tensor([float(not torch.isfinite(step.loss))], device=self.device))
         if float(bad):
-            raise NonFiniteLossError(f"the loss of update {step.update} is {loss}: lower recipe.optim.lr (it is {step.lr:g}), "
-                                     "warm up longer, or clip gradients (recipe.optim.clip_grad); the last checkpoint is "
-                                     "from before", step.update, loss)
+            raise NonFiniteLossError(f"the loss of update {step.update} is {loss}: lower recipe.optim.lr (it is "
+                                     f"{step.lr:g}), warm up longer, or clip gradients (recipe.optim.clip_grad); the last "
+                                     "checkpoint is from before", step.update, loss)
         return {"loss": loss, "accuracy": float(step.accuracy)}
 
     # -- evaluation ---------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ class Training:
         whole = {n: t for n, t in self.model.state_dict().items() if not n.endswith(PART)}
         odd = next((n for n, t in whole.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
         if float(self.world.sum(torch.tensor([float(odd is not None)], device=self.device))):
-            raise NonFiniteLossError(f"weights are not finite after update {self.update} ({odd}): lower recipe.optim.lr, warm "
-                                     "up longer, or clip gradients; the last checkpoint is from before", self.update,
+            raise NonFiniteLossError(f"weights are not finite after update {self.update} ({odd}): lower recipe.optim.lr, "
+                                     "warm up longer, or clip gradients; the last checkpoint is from before", self.update,
                                      float("nan"))
         if self.dynamic:
             self.dynamic.gather()
