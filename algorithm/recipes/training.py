@@ -102,10 +102,11 @@ class Training:
         self.optimizer = make(model)
         self.names = {id(p): n for n, p in model.named_parameters()}
         self.schedule = Schedule(recipe.schedule, self.optimizer, self.length)
-        self.dynamic = None if recipe.dynamic.every is None else Dynamic(
-            recipe.dynamic, self.applied, self.world, recipe.seed, self.length.total)
+        # a copy of the model under its plan, before anything else hangs on it
         self.ema = timm.utils.ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) \
             if recipe.ema.enabled else None
+        self.dynamic = None if recipe.dynamic.every is None else Dynamic(
+            recipe.dynamic, self.applied, self.world, recipe.seed, self.length.total)
         if found:
             self._load(found)
         self.forward: nn.Module = model
