@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from algorithm.config import RunConfig, load_run_config
 from algorithm.continuing import continues
 from algorithm.errors import AlgorithmError
+from algorithm.journal import Journal, refuse
 from compilation.errors import BudgetError, CompilationError
 from runtime.errors import ReportError, RuntimeStageError
 from runtime.folder import TRAINING, RunFolder
-from runtime.journal import Journal, refuse
 
 if TYPE_CHECKING:
     import numpy as np

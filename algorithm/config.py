@@ -16,7 +16,7 @@ from algorithm.data.config import SOURCES, DataConfig
 from algorithm.errors import BudgetParseError, ConfigError
 from algorithm.layers import command_line, over, read_config_file
 from algorithm.models.config import ModelConfig
-from algorithm.monitor.config import MonitorConfig
+from algorithm.monitor.config import LogConfig
 from algorithm.schema import Section, parse
 from algorithm.sparse.budgets import NAMED, parse_budget
 from algorithm.sparse.config import PlanChoice
@@ -77,7 +77,7 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     output: OutputConfig = OutputConfig()
     compile: CompileConfig = CompileConfig()
-    monitor: MonitorConfig = MonitorConfig()
+    monitor: LogConfig = LogConfig()
 
     @property
     def run_name(self) -> str:

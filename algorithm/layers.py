@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,20 @@ from algorithm.sparse.config import CHOICES, unread
 from algorithm.textfile import parse_yaml, read_mapping
 
 Tree = dict[str, Any]
+Translate = Callable[[Tree, str], Tree]  # what a file holds, and where that stands, for errors -> sections
+INSTEAD = (("schedule", ("epochs",), ("total_steps",)), ("schedule", ("warmup_epochs",), ("warmup_steps",)),
+           ("optim", ("lr",), ("base_lr", "lr_base_size", "lr_base_scale")))  # of a recipe: either takes the other's place
+OF_BATCHES = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing", "crop_pct")
 IMPLIED_BY = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights")}  # naming these chooses them
 
 
-def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = ()) -> Tree:
+def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = (),
+                     translate: Translate | None = None) -> Tree:
     """A YAML file over its `include` (a path or a list, relative to the file), as a mapping. Raises ConfigError.
 
     The ancestor's sections (`backward_config` and its like) are read, too, and come back as ours.
-    base: the folder of shipped configurations, for a path that does not exist by itself.
+    base: the folder of shipped configurations, for a path that does not exist by itself. translate: for files that may
+    be written in other words than the sections'.
     """
     path = Path(path)
     if not path.exists() and (base / path).is_file():
@@ -33,10 +39,12 @@ def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: t
     include = [include] if isinstance(include, str) else include
     if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
         raise ConfigError(f"config file {path}: include must be a path or a list of paths")
+    if translate:
+        raw = translate(raw, f"config file {path}")
     raw = _checked(ancestor.translate(raw, root, f"config file {path}"), root, f"config file {path}")
     merged: Tree = {}
     for other in include:
-        merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
+        merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve()), translate))
     return over(merged, raw)
 
 
@@ -101,12 +109,13 @@ def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "")
 def over(base: Tree, layer: Tree) -> Tree:
     """`layer` over `base`, both checked by `check_keys`.
 
-    Where the layer chooses another kind of plan, another data set, or turns an addition off, what the base gave for the
-    one before goes. Where it names a plan's file or rule, or a data folder, and chooses nothing, it chooses that.
+    Where the layer chooses another kind of plan, another data set, another policy of augmentation, turns an addition off, or
+    gives the length or the learning rate of a recipe in another way, what the base gave for the one before goes. Where it
+    names a plan's file or rule, or a data folder, and chooses nothing, it chooses that.
     """
     base = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
     layer = {k: dict(v) if isinstance(v, dict) else v for k, v in layer.items()}
-    for adjust in (_plan, _data, _additions):
+    for adjust in (_plan, _data, _additions, _recipe, _policy):
         adjust(base, layer)
     return _merge(base, layer)
 
@@ -135,6 +144,22 @@ def _additions(base: Tree, layer: Tree) -> None:
     for key in ("gram", "lora"):
         if layer.get("model", {}).get(key, {}).get("enabled") is False:
             base.get("model", {}).pop(key, None)
+
+
+def _recipe(base: Tree, layer: Tree) -> None:
+    for part, one, other in INSTEAD:
+        given = layer.get("recipe", {}).get(part, {})
+        for mine, theirs in ((one, other), (other, one)):
+            known = base.get("recipe", {}).get(part, {})
+            if any(given.get(n) is not None for n in mine) and any(n in known for n in theirs):
+                base["recipe"] = {**base["recipe"], part: {k: v for k, v in known.items() if k not in theirs}}
+
+
+def _policy(base: Tree, layer: Tree) -> None:
+    """What any policy of augmentation goes with stays."""
+    policy, known = layer.get("recipe", {}).get("augment", {}).get("policy"), base.get("recipe", {}).get("augment", {})
+    if policy is not None and policy != known.get("policy"):
+        base["recipe"] = {**base.get("recipe", {}), "augment": {k: v for k, v in known.items() if k in OF_BATCHES}}
 
 
 def _merge(base: Tree, layer: Tree) -> Tree:

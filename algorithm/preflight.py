@@ -14,7 +14,7 @@ from algorithm.data.config import CIFAR, OF_IMAGE_FILES, DataConfig
 from algorithm.data.imagenet import data_files
 from algorithm.errors import ConfigError, DataError, PlanError
 from algorithm.models.sources import check_source, timm_name
-from algorithm.monitor.config import MonitorConfig
+from algorithm.monitor.config import LogConfig
 from algorithm.sparse.config import PlanChoice
 from algorithm.sparse.order import check_merit
 from algorithm.sparse.plan import VERSION, UpdatePlan
@@ -94,7 +94,7 @@ def check_steps(steps: int | None, epochs: int, images: int) -> None:
                           f"set train.epochs={-(-steps // images)} (--epochs) or fewer steps")
 
 
-def check_monitor(config: MonitorConfig) -> None:
+def check_monitor(config: LogConfig) -> None:
     """Weights & Biases can be used as asked. Raises ConfigError."""
     if config.wandb == "off":
         return

@@ -40,12 +40,14 @@ def load_weights(model: nn.Module, source: str, name: str) -> None:
     elif source == "timm":
         _load_checked(model, hub_state_dict(name), source)
     else:
-        state = _file_state_dict(Path(source))
+        state = file_state_dict(Path(source))
         _load_checked(model, state, source)
         check_scale(model, _made_from(Path(source)), source)
 
 
-def _file_state_dict(path: Path) -> dict[str, Tensor]:
+def file_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by parameter name; what a training by recipe keeps beside them (its names have a
+    slash: `ema/...`, `optim/...`) is left out. Raises WeightsError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of old formats
@@ -54,7 +56,7 @@ def _file_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not tensors by name")
-    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    return {k: v for k, v in state.items() if isinstance(k, str) and "/" not in k and isinstance(v, Tensor)}
 
 
 def _made_from(path: Path) -> dict[str, Any]:

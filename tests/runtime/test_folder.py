@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from algorithm import lock as lock_module
 from algorithm.config import make_run_config
 from algorithm.continuing import continues
-from runtime import lock as lock_module
+from algorithm.lock import Holder, Lock
 from runtime.errors import ReportError
 from runtime.folder import KEPT, TRAINING, RunFolder, check_name
-from runtime.lock import Holder, Lock
 from runtime.marker import MARKER, Marker
 
 OLD, NEW = {"train": {"lr": 1}}, {"train": {"lr": 2}}
@@ -465,7 +465,7 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
 
     monkeypatch.setattr(lock_module, "fcntl", None if locks == "none here" else Unsupported)
     path = tmp_path / "lock"
-    first, second = Lock(path, "the run x"), Lock(path, "the run x")
+    first, second = (Lock(path, "the run x", ReportError) for _ in range(2))
     first.acquire(print)
     with pytest.raises(ReportError, match=rf"process {os.getpid()} on .*remove"):
         second.acquire(print)
