@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from algorithm.data import Dataset
     from algorithm.sparse.merit import SearchResult
     from algorithm.training.beside import GoOn
+    from compilation.capture import InputSpec
     from compilation.pipeline import Compiled, Compiler
     from runtime.simulator import Measured
     from runtime.toolchain import Build
@@ -93,7 +94,6 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         from algorithm.training import save_model
         from algorithm.training.beside import Beside
         from compilation.capture import InputSpec
-        from compilation.pipeline import Compiler
         from runtime.codegen.generate import generate
         from runtime.report import RunReport, console_table, write_report
     if config.train.threads:
@@ -108,12 +108,13 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     scale, shift = input_scale_shift(model)
 
     with journal.stage("plan", "capturing the model and choosing the update plan"):
-        compiler = Compiler(model, InputSpec((channels, height, width), scale, shift), config.model.name)
+        compilers = Compilers(model, InputSpec((channels, height, width), scale, shift), config.model.name)
         budget, momentum = config.budget.bytes, config.train.momentum
-        found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
+        found = choose_plan(config.plan, model, lambda plan: compilers.of(plan).smallest_ram(
             selections(plan), momentum, config.compile.max_recompute), budget,
-            least=lambda plan: compiler.smallest_ram(selections(plan), momentum))
-        plan, facts = require_plan(found, compiler, config)
+            least=lambda plan: compilers.of(plan).smallest_ram(selections(plan), momentum))
+        plan, facts = require_plan(found, compilers, config)
+        model, compiler = compilers.model(plan), compilers.of(plan)
         for label, fact in facts.items():
             journal.say(f"{label}: {fact}")
         plan.save(folder.file("plan.yaml"))
@@ -129,7 +130,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     journal.say(f"accuracy before {before:.1%}; fine-tuning on {len(train)} images, and proving the C code beside it")
     initial = copy.deepcopy(model)
     with Beside(lambda go_on: (*prove(initial, plan, train, compiled, config, folder, journal, go_on),
-                               frontier(found, plan, compiler, compiled, momentum, journal, go_on))) as proof:
+                               frontier(found, plan, compilers, compiled, momentum, journal, go_on))) as proof:
         with journal.stage("fine-tuning"):
             losses = train_model(model, plan, train, config, folder, journal, proof.check)
         with journal.stage("accuracy after"):
@@ -174,7 +175,31 @@ def selections(plan: UpdatePlan) -> dict[str, str | dict[str, list[int]]]:
     return parameters
 
 
-def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> tuple[UpdatePlan, dict[str, str]]:
+class Compilers:
+    """The model at each rank of the Gram residual that plans ask for, and a compiler of each, made when first asked for."""
+
+    def __init__(self, model: nn.Module, spec: InputSpec, name: str) -> None:
+        self._model, self._spec, self._name = model, spec, name
+        self._made: dict[int | None, tuple[nn.Module, Compiler]] = {}
+
+    def _of(self, rank: int | None) -> tuple[nn.Module, Compiler]:
+        if rank not in self._made:
+            from algorithm.models.gram import at_gram_rank
+            from compilation.pipeline import Compiler
+            model = at_gram_rank(self._model, rank)
+            self._made[rank] = model, Compiler(model, self._spec, self._name)
+        return self._made[rank]
+
+    def model(self, plan: UpdatePlan) -> nn.Module:
+        """The model that a plan trains."""
+        return self._of(plan.gram_rank)[0]
+
+    def of(self, plan: UpdatePlan) -> Compiler:
+        """The compiler of the model that a plan trains."""
+        return self._of(plan.gram_rank)[1]
+
+
+def require_plan(found: SearchResult, compilers: Compilers, config: RunConfig) -> tuple[UpdatePlan, dict[str, str]]:
     """The plan that fits (with plan.nearest, the nearest to the one asked for) and facts for the report.
 
     Raises BudgetError: smallest figure, what binds it, nearest plan.
@@ -193,6 +218,7 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
     smallest = found.smallest
     less = (f"the smallest plan, {smallest.plan.describe()}, needs {smallest.bytes:,} bytes"
             if smallest and smallest is not asked else "no plan of the order of merit needs less")
+    compiler = compilers.of(asked.plan)
     schedule = compiler.planner(selections(asked.plan), config.train.momentum).smallest()
     raise compiler.refusal(asked.plan.describe(), schedule, budget, f"{taken}; --nearest takes it)" if near else None, less)
 
@@ -268,14 +294,15 @@ def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled,
     return measured, validation
 
 
-def frontier(found: SearchResult, plan: UpdatePlan, compiler: Compiler, compiled: Compiled, momentum: float,
+def frontier(found: SearchResult, plan: UpdatePlan, compilers: Compilers, compiled: Compiled, momentum: float,
              journal: Journal, go_on: GoOn) -> list[dict[str, Any]]:
     """The Pareto front RAM x multiply-accumulates x trained parameters over the plans considered, for the report."""
     from compilation.frontier import Point, pareto_front, points
 
     def of(candidate: UpdatePlan, trained: int, count: int) -> list[Point]:
         go_on()
-        return list(points(compiler.planner(selections(candidate), momentum), trained, candidate.describe(), count))
+        planner = compilers.of(candidate).planner(selections(candidate), momentum)
+        return list(points(planner, trained, candidate.describe(), count))
 
     with journal.stage("Pareto front"):
         others = [c for c in found.tried if c.bytes and c.plan is not plan][-4:]

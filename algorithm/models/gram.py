@@ -11,11 +11,14 @@ B = 0, so that the residual starts as a no-op.
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from algorithm.errors import ModelError
 
 
 def gram_residual(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -49,6 +52,33 @@ class GramMixin:
         """x (batch, N, D) -> (batch, N, D)."""
         attended: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return attended if self.gram_idle else attended + gram_residual(x, self.gram_a, self.gram_b)
+
+
+def can_have_gram_rank(model: nn.Module, rank: int) -> bool:
+    """Whether every Gram residual of a model has at least this rank, and does nothing beyond it: there B is all zeros."""
+    return all(m.gram_b.shape[-2] >= rank and not bool(m.gram_b[..., rank:, :].any())
+               for m in model.modules() if isinstance(m, GramMixin))
+
+
+@torch.no_grad()
+def at_gram_rank(model: nn.Module, rank: int | None) -> nn.Module:
+    """The model with its Gram residuals at this rank, a copy: the first columns of A and rows of B. None, or the rank that
+    it has: the model itself. Raises ModelError where what would go does something, or there is less.
+    """
+    grams = [m for m in model.modules() if isinstance(m, GramMixin)]
+    if rank is None or all(m.gram_b.shape[-2] == rank for m in grams):
+        return model
+    if not can_have_gram_rank(model, rank):
+        raise ModelError(f"gram_rank={rank}: the model's Gram residuals have a lower rank, or are trained at a higher one; "
+                         "leave it out")
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, GramMixin):
+            module.gram_a = nn.Parameter(module.gram_a[..., :rank].clone())
+            module.gram_b = nn.Parameter(module.gram_b[..., :rank, :].clone())
+    config: Any = model.vit_config
+    model.vit_config = config.model_copy(update={"gram": config.gram.model_copy(update={"rank": rank})})
+    return model
 
 
 @cache

@@ -56,6 +56,8 @@ def check_experiment(experiment: Experiment) -> None:
             and not experiment.plan.parameters:
         raise ConfigError("recipe.dynamic.every chooses the trained columns anew, but the plan trains everything whole: set "
                           "plan.enable_backward_config=true and plan.weight_update_ratio below 1")
+    if experiment.plan.gram_rank is not None:
+        raise ConfigError("plan.gram_rank is for the main job's search over ranks: here set model.gram.rank")
     if experiment.output.resume is not None and experiment.output.fresh:
         raise ConfigError("output.resume goes on, output.fresh starts again: leave one out")
 

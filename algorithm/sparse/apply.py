@@ -138,7 +138,8 @@ class AppliedPlan:
         owner, choice = self._sliced[name][0], self.plan.parameters[name]
         if not isinstance(choice, Slice) or len(index) != len(choice.index):
             raise PlanError(f"plan of {name!r}: its {len(owner.plan_index)} trained parts cannot become {len(index)}")
-        plan = UpdatePlan({**self.plan.parameters, name: Slice(choice.axis, tuple(index))}, self.plan.name)
+        parameters = {**self.plan.parameters, name: Slice(choice.axis, tuple(index))}
+        plan = UpdatePlan(parameters, self.plan.name, self.plan.gram_rank)
         check_plan(UpdatePlan({name: plan.parameters[name]}), self.model)
         self.sync()
         self.plan = plan

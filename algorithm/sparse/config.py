@@ -45,6 +45,8 @@ class PlanConfig(Section):
     layer_norm: bool = Field(default=True, description="train their LayerNorms, and the final one")
     layer_scale: bool = Field(default=False, description="train their LayerScale vectors")
     n_gram_update: Count = Field(default=0, description="Gram A and B of the last n blocks")
+    gram_rank: int | None = Field(default=None, ge=1, description="rank at which they are trained, at most the model's; "
+                                  "null = the model's")
     n_lora_update: Count = Field(default=0, description="LoRA A and B of the last n blocks (and of the head, when any)")
     n_gate_update: Count = Field(default=0, description="output gates of the last n blocks (of model.variant gated)")
     parameters: dict[str, Any] = Field(default={}, description="explicit choices by parameter name; they win")
@@ -76,6 +78,8 @@ class PlanConfig(Section):
 
     @model_validator(mode="after")
     def _used(self) -> PlanConfig:
+        if self.gram_rank is not None and not self.n_gram_update:
+            raise ValueError("gram_rank has no effect without n_gram_update: set that, or leave gram_rank out")
         others = [n for n in type(self).model_fields if n not in ("enable_backward_config", "parameters", "name", "seed")]
         if not self.enable_backward_config and (vain := self.changed(*others)):
             raise ValueError(f"enable_backward_config=false trains everything, so {vain[0]} has no effect: leave one out")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from algorithm.errors import ConfigError, PlanError
+from algorithm.models.gram import can_have_gram_rank
 from algorithm.sparse.config import PlanChoice
 from algorithm.sparse.nearest import reduced_plans
 from algorithm.sparse.order import DEFAULT_MERIT, expand_merit, with_always
@@ -51,7 +52,8 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
 
-    Rules that ask for Gram or LoRA matrices or gates are left out where the model has none, and those that train nothing.
+    Rules that ask for Gram or LoRA matrices or gates are left out where the model has none, or has the Gram residual at
+    a lower rank or trained at a higher one, and those that train nothing.
     always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update), but the full update.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
@@ -61,10 +63,12 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
     rules = [rule for rule in (DEFAULT_MERIT if rules is None else rules) if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
     for config in expand_merit(with_always(rules, always), depth):
+        if config.gram_rank is not None and not can_have_gram_rank(model, config.gram_rank):
+            continue
         plan = resolve_plan(config, model)
         if not plan.parameters:
             continue
-        key = str(sorted(plan.parameters.items()))
+        key = str((sorted(plan.parameters.items()), plan.gram_rank))
         plans.pop(key, None)
         plans[key] = plan
     return list(plans.values())

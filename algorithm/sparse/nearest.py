@@ -26,4 +26,5 @@ def _part(plan: UpdatePlan, kept: set[str], shapes: Mapping[str, Shape]) -> Upda
         kind = [n for n in plan.parameters if (len(shapes[n]) == 1) is vector]
         if out := sum(n not in kept for n in kind):
             missing.append(f"{out} of its {len(kind)} {what}")
-    return UpdatePlan(parameters, f"{plan.name or 'the plan'}, without {' and '.join(missing)}" if missing else plan.name)
+    return UpdatePlan(parameters, f"{plan.name or 'the plan'}, without {' and '.join(missing)}" if missing else plan.name,
+                      plan.gram_rank)

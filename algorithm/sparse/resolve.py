@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from algorithm.errors import PlanError
+from algorithm.models.gram import GramMixin
 from algorithm.models.lora import LoraLinear
 from algorithm.sparse.config import Count, PlanConfig
 from algorithm.sparse.layered import layer_choices, layers_name
@@ -24,10 +25,23 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def check_plan(plan: UpdatePlan, model: nn.Module) -> None:
     """Raise PlanError unless every name, index and slice of the plan is one that the model can train."""
     plan.check(parameter_shapes(model))
+    check_gram_rank(plan.gram_rank, model)
     for name, choice in plan.parameters.items():
         owner, _, last = name.rpartition(".")
         if isinstance(choice, Slice) and (last != "weight" or type(model.get_submodule(owner)) not in SLICEABLE):
             raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
+
+
+def check_gram_rank(rank: int | None, model: nn.Module) -> int | None:
+    """The rank at which a plan trains the Gram residuals; None where that is the model's. Raises PlanError where the model
+    has a lower one."""
+    ranks = {int(m.gram_b.shape[-2]) for m in model.modules() if isinstance(m, GramMixin)}
+    if rank is None or not ranks:
+        return None
+    if rank > min(ranks):
+        raise PlanError(f"gram_rank={rank} is more than the model's Gram residuals have, {min(ranks)}: lower it, or raise "
+                        "model.gram.rank")
+    return None if ranks == {rank} else rank
 
 
 def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
@@ -81,7 +95,8 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
         raise PlanError("n_lora_update asks for LoRA matrices, but the model has none: set model.lora.enabled=true")
     if gate and not any(n.endswith("gate_w") for n in chosen):
         raise PlanError("n_gate_update asks for output gates, but the model has none: set model.variant=gated")
-    return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config)), config, model)
+    rank = check_gram_rank(config.gram_rank, model)
+    return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config), rank), config, model)
 
 
 def _share(ratio: float, n: int) -> int:
@@ -126,9 +141,10 @@ def plan_name(config: PlanConfig) -> str:
     """A short name for people: "bias+LN of all blocks, attention 25 % of 4 blocks, head"."""
     layers = config.count == "layers"
     words = [w for w in [layers_name(config)] if w] if layers else _blocks_name(config)
-    for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update), ("gate", config.n_gate_update)):
+    gram = "Gram" if config.gram_rank is None else f"Gram of rank {config.gram_rank} in"
+    for label, n in ((gram, config.n_gram_update), ("LoRA", config.n_lora_update), ("gate", config.n_gate_update)):
         if n:
-            words.append(f"{label} of {_blocks(n)}")
+            words.append(f"{label}{'' if label.endswith('in') else ' of'} {_blocks(n)}")
     if "head" in config.vit_layer_types and not layers:
         words.append("head")
     return ", ".join(words) or "nothing"
