@@ -132,7 +132,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     with Beside(lambda go_on: (*prove(initial, plan, train, compiled, config, folder, journal, go_on),
                                frontier(found, plan, compilers, compiled, momentum, journal, go_on))) as proof:
         with journal.stage("fine-tuning"):
-            losses = train_model(model, plan, train, config, folder, journal, proof.check)
+            losses, growth = train_model(model, plan, train, config, folder, journal, proof.check)
         with journal.stage("accuracy after"):
             after = measure_accuracy(model, test, config, "after", journal, proof.check)
         journal.say(f"accuracy after {after:.1%}")
@@ -141,8 +141,8 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
 
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
-        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points, facts,
-        stages=journal.seconds)
+        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points,
+        {**facts, **recipe_facts(config)}, gram=growth, stages=journal.seconds)
     for name in ("report.html", "summary.json"):
         folder.file(name)
     write_report(folder.path, report)
@@ -237,25 +237,31 @@ def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: s
 
 
 def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunConfig, folder: RunFolder,
-                journal: Journal, check: GoOn) -> list[float]:
-    """Fine-tune in place with the device's updates; resumes from the run folder. Returns the losses.
+                journal: Journal, check: GoOn) -> tuple[list[float], list[dict[str, float]]]:
+    """Fine-tune in place with the device's updates; resumes from the run folder. Returns the losses, and how the Gram
+    residuals grew that are trained.
 
     check: called after every step; raises the error of the work beside.
     """
     from algorithm import finetune
+    from algorithm.models import images_to_input, input_scale_shift
     from algorithm.monitor import Monitor
+    from algorithm.monitor.gram import GramGrowth
     from algorithm.training.progress import progress
     from algorithm.training.stopping import stop_between_steps
     for name in ("metrics.jsonl", "wandb"):
         folder.file(name)
-    total = len(data) * config.train.epochs
+    total = min(len(data) * config.train.epochs, config.train.steps or len(data) * config.train.epochs)
+    growth = GramGrowth(model, plan.parameters, images_to_input(data.images[:4], *input_scale_shift(model)), total)
     run_config = config.model_dump(mode="json")
     with Monitor(config.monitor, folder.path, config.run_name, run_config, journal.say) as monitor, \
             stop_between_steps() as check_stop, \
-            progress("training", min(total, config.train.steps or total), journal.console) as bar:
+            progress("training", total, journal.console) as bar:
         def on_step(step: int, loss: float) -> None:
             bar.step(step, loss)
-            monitor.log(step, loss=loss)
+            monitor.log(step, loss=loss, **{f"GramLowRank/block_{block}/{name}": value
+                                            for block, norms in growth.after(step + 1).items()
+                                            for name, value in norms.items()})
             check_stop()
             check()
 
@@ -264,7 +270,18 @@ def train_model(model: nn.Module, plan: UpdatePlan, data: Dataset, config: RunCo
             monitor.resume(losses)
         result = finetune(model, plan, data, config.train, checkpoint=folder.file(TRAINING), on_step=on_step,
                           on_resume=on_resume, warn=journal.say)
-    return [float(v) for v in result.losses]
+    return [float(v) for v in result.losses], growth.rows
+
+
+def recipe_facts(config: RunConfig) -> dict[str, str]:
+    """How the fine-tuning was done, for the report."""
+    t = config.train
+    rate = f"{t.lr:g}" if t.schedule == "constant" else f"{t.lr:g}, {t.schedule} to {t.min_lr:g}"
+    warmup = f", warm-up over {t.warmup:.0%} of the steps" if t.warmup else ""
+    augment = "" if t.augment == "off" else f", augmentation: {t.augment}"
+    passes = f"{t.epochs} passes" if t.epochs > 1 else "1 pass"
+    return {"recipe": f"{passes}, learning rate {rate}{warmup}{augment}; the defaults are those that measured best, see "
+                      "docs/results.md"}
 
 
 def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled, config: RunConfig, folder: RunFolder,

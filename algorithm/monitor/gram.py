@@ -6,6 +6,8 @@ mean over the images, so that they do not grow with the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,31 @@ def gram_norms(model: nn.Module, images: Tensor) -> dict[int, dict[str, float]]:
         if probe.targets:
             model(images)
     return gram_values(probe)
+
+
+class GramGrowth:
+    """Readings of `gram_norms` over a training, at its begin and `READINGS` times after; none without trained residuals.
+
+    images: (B, C, H, W), normalised. total: steps of the training. rows: [{"step": steps made, "block": its index, and the
+    norms}], of the blocks whose residual the plan trains.
+    """
+
+    READINGS = 12
+
+    def __init__(self, model: nn.Module, trained: Iterable[str], images: Tensor, total: int) -> None:
+        self.model, self.images = model, images
+        self.blocks = sorted({int(n.split(".")[1]) for n in trained if n.startswith("blocks.") and n.endswith("gram_b")})
+        self.every = max(1, -(-total // self.READINGS))
+        self.total = total
+        self.rows: list[dict[str, float]] = []
+
+    def after(self, made: int) -> dict[int, dict[str, float]]:
+        """Read, where it is time, when `made` steps are made; what was read, by block."""
+        if not self.blocks or not (made % self.every == 0 or made == self.total):
+            return {}
+        norms = {b: v for b, v in gram_norms(self.model, self.images).items() if b in self.blocks}
+        self.rows += [{"step": made, "block": block, **values} for block, values in norms.items()]
+        return norms
 
 
 def _norms(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from algorithm.schema import SEED_MAX, Section
 class TrainConfig(Section):
     """Batch-1 SGD in float32, as the device does it: no weight decay, no dropout, one image a step, in order."""
 
-    lr: float = Field(default=0.001, gt=0, description="learning rate")
+    lr: float = Field(default=0.004, gt=0, description="learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="how the learning rate falls from lr to min_lr over the passes; it is an argument "
+        default="cosine", description="how the learning rate falls from lr to min_lr over the passes; it is an argument "
         "of the device's step, so it costs nothing there")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which it first rises to lr, evenly")
     min_lr: float = Field(default=0.0, ge=0, description="where linear and cosine end")
@@ -25,7 +25,7 @@ class TrainConfig(Section):
     variants: int | None = Field(default=None, ge=2, description="passes take turns through so many variants of an image, so"
                                  " that what the frozen blocks make of them is computed once; null = each pass has its own")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of SGD; doubles the RAM of trained weights when not 0")
-    epochs: int = Field(default=2, ge=1, le=100_000, description="passes over the training images")
+    epochs: int = Field(default=6, ge=1, le=100_000, description="passes over the training images")
     steps: int | None = Field(default=None, ge=1, description="stop after so many steps, within the passes; null = all")
     seed: int = Field(default=0, ge=0, le=SEED_MAX, description="of the order of the images from the second pass on")
     eval_batch: int = Field(default=16, ge=1, le=100_000, description="images at once when evaluating")
