@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the cells, a JSON line each")
     parser.add_argument("--seeds", default="0,1,2", help="comma separated")
-    parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="an image folder as a further task")
+    parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="image folders as a further task")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose 'task, scheme' has this")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write results.svg there, print the table, train nothing")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
