@@ -280,8 +280,9 @@ def recipe_facts(config: RunConfig) -> dict[str, str]:
     warmup = f", warm-up over {t.warmup:.0%} of the steps" if t.warmup else ""
     augment = "" if t.augment == "off" else f", augmentation: {t.augment}"
     passes = f"{t.epochs} passes" if t.epochs > 1 else "1 pass"
-    return {"recipe": f"{passes}, learning rate {rate}{warmup}{augment}; the defaults are those that measured best, see "
-                      "docs/results.md"}
+    own = t.changed("lr", "schedule", "epochs", "warmup", "min_lr", "augment", "momentum")
+    why = "" if own else "; the default, which measured best over three tasks (docs/results.md)"
+    return {"recipe": f"{passes}, learning rate {rate}{warmup}{augment}{why}"}
 
 
 def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled, config: RunConfig, folder: RunFolder,
