@@ -22,5 +22,5 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "gram": ("gram_norms",), "monitor": ("Monitor",), "read": ("read_metrics", "read_wandb_offline"),
     "values": ("Confusion", "Histogram", "Picture"), "watch": ("Watch",)}
 __getattr__ = loader(__name__, _HOMES)
-__all__ = ["Confusion", "Histogram", "LogConfig", "Monitor", "MonitorConfig", "Picture", "Watch", "gram_norms", "read_metrics",
-           "read_wandb_offline"]
+__all__ = ["Confusion", "Histogram", "LogConfig", "Monitor", "MonitorConfig", "Picture", "Watch", "gram_norms",
+           "read_metrics", "read_wandb_offline"]

@@ -77,7 +77,8 @@ class MonitorConfig(LogConfig):
                 raise ValueError(f"{vain[0]} has no effect without {switch}: set it, or leave {vain[0]} out")
         if self.spec_monitor and not self.spec_every:
             raise ValueError("spec_monitor never measures with spec_every off: give spec_every, or leave spec_monitor out")
-        if not (self.vis_freq or self.analysis_freq or self.activations_every or self.gram_every) and self.changed("samples"):
+        looks = (self.vis_freq, self.analysis_freq, self.activations_every, self.gram_every)
+        if self.changed("samples") and not any(looks):
             raise ValueError("samples has no effect where nothing looks at them: set vis_freq or analysis_freq")
         asked = [n for n in self.changed(*FREQUENCIES, "spec_monitor") if getattr(self, n)]
         if asked and not self.listens:

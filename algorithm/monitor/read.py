@@ -46,8 +46,9 @@ def read_metrics(folder: str | Path) -> dict[str, list[tuple[int, Value]]]:
 
 
 def read_wandb_offline(folder: str | Path) -> Series:
-    """{metric: [(step, value)]} of all .wandb files below a run folder, in the order they were begun. Raises CheckpointError.
+    """{metric: [(step, value)]} of all .wandb files below a run folder, in the order they were begun.
 
+    Raises CheckpointError.
     Numbers are numbers; histograms, images and tables are wandb's own description of them. The rows of a custom chart
     stand under `<metric>_table` there, and under the metric's name here.
     """
