@@ -103,7 +103,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
     with journal.stage("model", f"model {config.model.name}, weights {config.model.weights}"):
         model = build_model(config.model)
     with journal.stage("data"):
-        train, test = load_data(config.data, config.model.img_size, config.model.num_classes)
+        train, test = load_data(config.data, config.model.img_size, config.model.num_classes, journal.say)
     height, width, channels = train.images.shape[1:]
     scale, shift = input_scale_shift(model)
 
@@ -113,7 +113,9 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
         found = choose_plan(config.plan, model, lambda plan: compiler.smallest_ram(
             selections(plan), momentum, config.compile.max_recompute), budget,
             least=lambda plan: compiler.smallest_ram(selections(plan), momentum))
-        plan = require_plan(found, compiler, config)
+        plan, facts = require_plan(found, compiler, config)
+        for label, fact in facts.items():
+            journal.say(f"{label}: {fact}")
         plan.save(folder.file("plan.yaml"))
 
     with journal.stage("compile", f"plan: {plan.describe()}; compiling for {budget:,} bytes of RAM"):
@@ -138,7 +140,7 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
 
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
-        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points,
+        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points, facts,
         stages=journal.seconds)
     for name in ("report.html", "summary.json"):
         folder.file(name)
@@ -172,17 +174,27 @@ def selections(plan: UpdatePlan) -> dict[str, str | dict[str, list[int]]]:
     return parameters
 
 
-def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> UpdatePlan:
-    """The plan that fits, or the refusal: smallest figure, what binds it, nearest plan."""
+def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> tuple[UpdatePlan, dict[str, str]]:
+    """The plan that fits (with plan.nearest, the nearest to the one asked for) and facts for the report.
+
+    Raises BudgetError: smallest figure, what binds it, nearest plan.
+    """
     if found.best:
-        return found.best.plan
-    asked = found.tried[0] if config.plan.choose != "auto" else found.smallest
+        return found.best.plan, {}
+    asked, budget = found.tried[0] if config.plan.choose != "auto" else found.smallest, found.budget
     if asked is None or asked.bytes is None:
-        raise BudgetError(f"no update plan can be compiled within {found.budget:,} bytes", 0, "")
+        raise BudgetError(f"no update plan can be compiled within {budget:,} bytes", 0, "")
+    near = found.nearest
+    taken = f"{near.plan.describe()} ({near.bytes:,} bytes at least" if near else ""
+    if near and config.plan.nearest:
+        return near.plan, {"plan asked for": f"{asked.plan.describe()} needs at least {asked.bytes:,} bytes of RAM, "
+                                             f"{asked.bytes - budget:,} more than the budget",
+                           "nearest plan, taken": f"{taken})"}
+    smallest = found.smallest
+    less = (f"the smallest plan, {smallest.plan.describe()}, needs {smallest.bytes:,} bytes"
+            if smallest and smallest is not asked else "no plan of the order of merit needs less")
     schedule = compiler.planner(selections(asked.plan), config.train.momentum).smallest()
-    nearest = found.nearest or (None if asked is found.smallest else found.smallest)
-    fits = f"{nearest.plan.describe()} ({nearest.bytes:,} bytes)" if nearest and nearest.bytes else None
-    raise compiler.refusal(asked.plan.describe(), schedule, found.budget, fits)
+    raise compiler.refusal(asked.plan.describe(), schedule, budget, f"{taken}; --nearest takes it)" if near else None, less)
 
 
 def measure_accuracy(model: nn.Module, data: Dataset, config: RunConfig, when: str, journal: Journal,
@@ -236,17 +248,19 @@ def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled,
     go_on: called after every step of either; raises when the proof is no longer wanted.
     """
     from algorithm import record_trace
+    from algorithm.training.schedule import learning_rates
     from runtime.simulator import Simulator
     from runtime.validate import replay
-    steps = min(config.train.trace_steps, len(data))
+    steps = min(config.train.trace_steps, config.train.steps or len(data), len(data))
     with journal.stage("trace"):
-        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], config.train.lr, config.train.momentum,
+        lrs = learning_rates(config.train, len(data))[:steps]
+        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], lrs, config.train.momentum,
                              folder.file("trace.safetensors"), on_step=lambda *_: go_on())
     with journal.stage("build"):
         simulator = Simulator(folder.path / "c", compiled.program, build_of(config))
     with simulator:
         with journal.stage("measure"):
-            measured = simulator.measure(trace.images[0], int(trace.labels[0]), config.train.lr)
+            measured = simulator.measure(trace.images[0], int(trace.labels[0]), float(trace.lrs[0]))
         with journal.stage("replay"):
             validation = replay(simulator, trace, lambda *_: go_on())
     journal.say(f"proven: the C code computes what PyTorch computes, over {validation.steps} steps" if validation.passed

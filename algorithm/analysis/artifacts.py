@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithm.analysis.saliency import observed
+from algorithm.analysis.observing import observed
 from algorithm.analysis.tokens import Tokens
 from algorithm.errors import AnalysisError
 
@@ -69,5 +69,4 @@ def last_layer_tokens(model: nn.Module, images: Tensor) -> Tensor:
             model(images)
     finally:
         handle.remove()
-    prefix = Tokens.of(model, images).prefix
-    return seen[0][:, prefix:].detach()
+    return Tokens.of(model, images).patches_of(seen[0].detach())

@@ -30,9 +30,13 @@ class Tokens:
         if embed is None or not hasattr(embed, "patch_size"):
             raise AnalysisError(f"{type(model).__name__} has no patch_embed, so its tokens are no patches of an image: take "
                                 "a vision transformer of timm")
-        grid = embed.grid_size
-        if images is not None and (grid is None or getattr(model, "dynamic_img_size", False)):
+        grid = getattr(embed, "grid_size", None)
+        if images is not None and hasattr(embed, "dynamic_feat_size") and (
+                grid is None or getattr(model, "dynamic_img_size", False)):
             grid = embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        if images is not None and grid is None:
+            raise AnalysisError(f"{type(model).__name__} does not say what grid its patches form (patch_embed.grid_size): "
+                                "take a plain vision transformer")
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         has_class = prefix > 0 and getattr(model, "cls_token", None) is not None
         return cls(prefix, has_class, None if grid is None else (int(grid[0]), int(grid[1])))
@@ -55,6 +59,19 @@ class Tokens:
         if rows * columns != count:
             raise AnalysisError(f"{count} patches are no grid of {rows} x {columns}: give the Tokens of the model")
         return values.reshape(*values.shape[:-1], rows, columns)
+
+    def patches_of(self, tokens: Tensor) -> Tensor:
+        """Of a block's output (B, N, D), or (B, rows, columns, D), the patches: (B, P, D).
+
+        Some models add their prefix tokens behind the blocks, so that here there are none. Raises AnalysisError.
+        """
+        flat = tokens.flatten(1, -2)
+        patches = flat.shape[1] - self.prefix if self.grid is None else self.grid[0] * self.grid[1]
+        before = flat.shape[1] - patches
+        if before not in (0, self.prefix):
+            raise AnalysisError(f"a block gives {flat.shape[1]} tokens, expected {patches} patches behind {self.prefix} "
+                                "prefix tokens: take a plain vision transformer")
+        return flat[:, before:]
 
     def from_class(self, rows: Tensor) -> Tensor:
         """What flows from the patches to the class token: maps (..., N, N) -> (..., P).

@@ -76,7 +76,7 @@ class RunReport:
             "trained_tensors": len(v.tensors), "tensors_right": sum(t.right for t in v.tensors),
             "tensors_resolved": v.resolved, "verdict": v.outcome.value, "validated": v.passed,
             "within_budget": self.within_budget, "schedule": self.schedule,
-            "stages": self.stages,
+            "stages": self.stages, "facts": self.facts,
         }
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,10 @@ def test_tokens_are_read_from_the_model() -> None:
     assert Tokens.of(any_size, torch.zeros(1, 3, 24, 32)).grid == (3, 4)
     with pytest.raises(AnalysisError, match="patch_embed"):
         Tokens.of(nn.Linear(2, 2))
+    any_size.patch_embed = nn.Identity()
+    any_size.patch_embed.patch_size = 8
+    with pytest.raises(AnalysisError, match="grid_size"):
+        Tokens.of(any_size, torch.zeros(1, 3, 16, 16))
     assert torch.equal(Tokens(grid=(2, 3)).as_grid(torch.arange(6)), torch.arange(6).reshape(2, 3))
     with pytest.raises(AnalysisError, match="6 patches"):
         Tokens().as_grid(torch.zeros(6))
@@ -159,6 +165,24 @@ def test_tokens_of_the_last_block_are_taken_before_the_final_norm() -> None:
     assert not model.blocks[-1]._forward_hooks
     with pytest.raises(AnalysisError, match="no blocks"):
         last_layer_tokens(nn.Linear(2, 2), x)
+
+
+def test_patches_of_a_block_without_or_with_prefix_tokens() -> None:
+    """CaiT adds its class token behind the blocks; SAM's blocks keep rows and columns."""
+    layout, x = Tokens(2, True, (2, 3)), torch.arange(2 * 8 * 4.0).reshape(2, 8, 4)
+    assert torch.equal(layout.patches_of(x), x[:, 2:]) and torch.equal(layout.patches_of(x[:, :6]), x[:, :6])
+    assert torch.equal(Tokens(0, False, (2, 3)).patches_of(x[:, :6].reshape(2, 2, 3, 4)), x[:, :6])
+    assert torch.equal(Tokens(2, True).patches_of(x), x[:, 2:])
+    with pytest.raises(AnalysisError, match="7 tokens"):
+        layout.patches_of(x[:, :7])
+
+
+def test_no_name_that_the_package_shows_is_a_module_of_it() -> None:
+    """A loaded module would take the name's place."""
+    import algorithm.analysis as package
+
+    modules = {p.stem for p in Path(package.__file__).parent.glob("*.py")}
+    assert set(package.__all__) & modules == set() and all(getattr(package, n) for n in package.__all__)
 
 
 def test_similarity_of_known_position_embeddings() -> None:

@@ -94,6 +94,8 @@ def test_metrics_have_the_names_of_the_issue_and_leave_out_what_is_undefined() -
     zero = measure("w", torch.zeros(8, 6), topk=2, vectors=True)
     assert list(metrics(now, zero)) == list(metrics(now)) and isnan(change(now, zero).delta_sv_rel)
     low = measure("w", matrix_of([5.0, 4]), topk=2, vectors=True)
+    for moved in (change(now, low), change(low, now)):
+        assert np.isnan(moved.cos_u).tolist() == np.isnan(moved.cos_v).tolist() == [False, False, True, True]
     assert set(metrics(low, low)) >= {"cos_u1", "cos_u2", "cos_u_mean"} and "cos_u_last1" not in metrics(low, low)
 
 

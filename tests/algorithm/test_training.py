@@ -177,7 +177,8 @@ def test_trace_round_trip(tmp_path) -> None:
     trace = record_trace(model, plan, data.images, data.labels, 0.05, 0.5, tmp_path / "t.safetensors", device="cpu")
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     again = Trace.load(tmp_path / "t.safetensors")
-    assert again.plan == plan and again.metadata == trace.metadata and again.metadata["lr"] == 0.05
+    assert again.plan == plan and again.metadata == trace.metadata
+    assert np.array_equal(again.lrs, np.full(len(data), np.float32(0.05)))
     assert again.images.dtype == np.uint8 and again.labels.dtype == np.int64 and again.losses64.dtype == np.float64
     for group, dtype in (("init", np.float32), ("final32", np.float32), ("final64", np.float64)):
         ours, theirs = getattr(trace, group), getattr(again, group)
