@@ -185,7 +185,7 @@ def require_plan(found: SearchResult, compiler: Compiler, config: RunConfig) -> 
     if asked is None or asked.bytes is None:
         raise BudgetError(f"no update plan can be compiled within {budget:,} bytes", 0, "")
     near = found.nearest
-    taken = f"{near.plan.describe()} ({near.bytes:,} bytes at least" if near else ""
+    taken = f"{near.plan.describe()} ({near.bytes:,} bytes" if near else ""
     if near and config.plan.nearest:
         return near.plan, {"plan asked for": f"{asked.plan.describe()} needs at least {asked.bytes:,} bytes of RAM, "
                                              f"{asked.bytes - budget:,} more than the budget",

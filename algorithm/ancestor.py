@@ -78,12 +78,10 @@ _SECTIONS: dict[str, dict[str, Key]] = {
     },
     "run_config": {
         "n_epochs": Key("train.epochs", "recipe.schedule.epochs"),
-        "warmup_epochs": _only_recipe("recipe.schedule.warmup_epochs", why="the learning rate is constant"),
-        "warmup_lr": _only_recipe("recipe.schedule.warmup_lr", why="the learning rate is constant"),
-        "final_lr": _only_recipe("recipe.schedule.min_lr", why="the learning rate is constant"),
-        "lr_schedule_name": _only_recipe("recipe.schedule.sched", (None,), "the learning rate is constant"),
-        "lr_step_size": _only_recipe("recipe.schedule.decay_epochs", (None,), "the learning rate is constant"),
-        "lr_step_gamma": _only_recipe("recipe.schedule.decay_rate", (None,), "the learning rate is constant"),
+        "warmup_lr": _only_recipe("recipe.schedule.warmup_lr", why="the warm-up begins near 0"),
+        "final_lr": Key("train.min_lr", "recipe.schedule.min_lr"),
+        "lr_step_size": _only_recipe("recipe.schedule.decay_epochs", (None,), "the learning rate falls in no steps"),
+        "lr_step_gamma": _only_recipe("recipe.schedule.decay_rate", (None,), "the learning rate falls in no steps"),
         "weight_decay": _only_recipe("recipe.optim.weight_decay"),
         "bias_only": Key(off=OFF, instead="write backward_config with n_bias_update: all, n_weight_update: 0"),
         "fc_only": Key(off=OFF, instead="write backward_config with vit_layer_types: [head], n_bias_update: 1"),
@@ -113,7 +111,7 @@ _SECTIONS: dict[str, dict[str, Key]] = {
 }
 _RULE = ("enable_backward_config", "n_bias_update", "n_weight_update", "manual_weight_idx", "vit_layer_types",
          "weight_update_ratio", "weight_select_criteria")
-_RATE = ("base_lr", "bs256_lr", "optimizer_name", "no_wd_keys")  # that are read together
+_RATE = ("base_lr", "bs256_lr", "warmup_epochs", "lr_schedule_name", "optimizer_name", "no_wd_keys")  # read together
 _NO_DECAY = {"norm", "bias", "pos_embed", "cls_token"}
 _SGD = {"sgd": 0.9, "sgd_nomom": 0.0}  # its momentum, without Nesterov's
 NAMES = (*_TOP, *_SECTIONS)
@@ -179,8 +177,23 @@ def _rates(run: Tree, data: Tree, recipe: bool, out: Tree) -> list[str]:
     """Optimiser and learning rate: into `out`; returns what is refused.
 
     The ancestor's rate is base_lr on each process, or bs256_lr for 256 images; of a step of `base_batch_size` images (64).
+    Its warm-up counts epochs, the main job's is a share of them.
     """
     refused = []
+    schedule, warm = run.get("lr_schedule_name"), run.get("warmup_epochs")
+    if recipe:
+        out |= {k: v for k, v in (("recipe.schedule.sched", schedule), ("recipe.schedule.warmup_epochs", warm))
+                if v is not None}
+    else:
+        if schedule == "cosine":
+            out["train.schedule"] = schedule
+        elif schedule is not None:
+            refused.append(f"run_config.lr_schedule_name has no meaning here with the value {str(schedule)[:40]!r} (write "
+                           f"cosine, or leave it out for a constant rate; {RECIPE})")
+        if warm and isinstance(warm, (int, float)) and isinstance(run.get("n_epochs"), int):
+            out["train.warmup"] = warm / max(1, run["n_epochs"])
+        elif warm:
+            refused.append("run_config.warmup_epochs has no meaning here without n_epochs beside it (write both)")
     base, by256, name = run.get("base_lr"), run.get("bs256_lr"), run.get("optimizer_name")
     images = data.get("base_batch_size") or (64 if recipe else 1)
     if recipe and (rate := by256 if by256 is not None else base) is not None:

@@ -62,8 +62,9 @@ class CompileConfig(Section):
 
     compiler: str = Field(default="zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
     optimize: str = Field(default="-O3", description="of the host build that replays the trace")
-    max_recompute: float = Field(default=3.0, ge=1, description="the search over plans (plan.choose=auto) takes only "
-                                 "those that fit within so many times the multiply-accumulates of no recomputation")
+    max_recompute: float = Field(default=3.0, ge=1, description="the search over plans (plan.choose=auto, plan.nearest) "
+                                 "takes only those that fit within so many times the multiply-accumulates of no "
+                                 "recomputation")
 
 
 class RunConfig(Section):

@@ -63,6 +63,13 @@ def test_a_mistyped_flag_is_refused_before_anything_heavy(command: str) -> None:
     assert modules & HEAVY == set()
 
 
+def test_the_integration_test_is_a_command() -> None:
+    """`python test_vit_integration.py` runs the tests in it, and its exit status is theirs (5: none was chosen)."""
+    done = subprocess.run([sys.executable, "test_vit_integration.py", "-k", "no_such_test"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 5 and "deselected" in done.stdout, done.stdout + done.stderr
+
+
 def test_no_beginning_of_a_flag_is_taken_for_it() -> None:
     """argparse takes `--out` for `--output` unless told otherwise."""
     files = [ROOT / "run_vit_training.py", *(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))]

@@ -207,3 +207,21 @@ def test_nobody_at_the_standard_output_costs_no_result(job: Job, tmp_path: Path,
     assert job() == 0
     assert (tmp_path / "run/report.html").is_file() and not (tmp_path / ".run.partial").exists()
     assert "cannot be printed" in capsys.readouterr().err
+
+
+def test_the_nearest_plan_is_named_and_with_nearest_taken(job: Job, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with figures and the nearest; the same command with --nearest trains that, proven, and the report says so."""
+    asked = ["--memory_budget", "60kb", "plan.rule={count: layers, layer_norm: false, n_bias_update: 4, n_weight_update: 4}"]
+    assert job(*asked) == 2
+    refused = capsys.readouterr().err.splitlines()[-1]
+    assert "more than the budget of 60,000" in refused and "--nearest takes it" in refused
+    assert job(*asked, "--nearest") == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    facts = summary["facts"]
+    assert "100 % of the last 4 attention+mlp+head layers" in facts["plan asked for"]
+    taken = facts["nearest plan, taken"].removesuffix(")")
+    assert taken in refused and taken in (tmp_path / "run/report.html").read_text()
+    assert summary["validated"] and summary["ram_measured_bytes"] <= 60_000
+    trained = summary["plan"]["parameters"]
+    assert "head.weight" in trained and "blocks.1.attn.proj.weight" not in trained

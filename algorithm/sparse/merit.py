@@ -137,8 +137,8 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
 
     cost: bytes of a plan in the search, where a limit of the time it takes may count; least: its bytes however slow it
     is (default: cost), for a plan that is given, and for the smallest plan of the search before all are refused.
-    A given plan that does not fit leaves `best` None and itself in `tried`; `nearest` is then as much of it as fits, however
-    slow (`reduced_plans`); where no part of it does, `smallest` and `nearest` come from the order of merit.
+    A given plan that does not fit leaves `best` None and itself in `tried`; `nearest` is then as much of it as fits by
+    `cost` (`reduced_plans`); where no part of it does, `smallest` and `nearest` come from the order of merit.
     """
     least = least or cost
     if choice.choose == "auto":
@@ -163,7 +163,7 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
         progress(asked)
     if asked.bytes is not None and asked.bytes <= budget:
         return SearchResult(budget, asked, asked, None, [asked])
-    others = search(reduced_plans(given, shapes), model, least, budget, progress, nested=True)
+    others = search(reduced_plans(given, shapes), model, cost, budget, progress, nested=True)
     if not others.best:
         others = search(candidate_plans(model), model, cost, budget, progress)
     if not others.best:

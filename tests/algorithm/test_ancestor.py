@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from algorithm.ancestor import translate
 from algorithm.config import CONFIGS, RunConfig, load_run_config, make_run_config
 from algorithm.errors import AlgorithmError, ConfigError, PlanError
 from algorithm.experiment import Experiment
-from algorithm.models import ModelConfig
+from algorithm.models import ModelConfig, input_scale_shift
 from algorithm.sparse import PlanConfig
 from algorithm.sparse.merit import choose_plan
+from algorithm.sparse.nearest import reduced_plans
 from algorithm.sparse.plan import Slice, UpdatePlan
+from compilation.capture import InputSpec
+from compilation.pipeline import Compiler
 
 SHIPPED = sorted(p.name for p in CONFIGS.glob("vit_small*.yaml"))
 BACKWARD: dict[str, Any] = {"enable_backward_config": 1, "n_bias_update": 3, "n_weight_update": 3, "manual_weight_idx": None,
@@ -106,9 +111,50 @@ def test_the_other_sections(tmp_path: Path) -> None:
     assert (config.train.epochs, config.train.lr, config.train.momentum, config.train.seed) == (4, 0.001, 0.9, 3)
     assert (config.data.name, config.data.data_root, config.output.dir) == ("imagefolder", "photos", "here")
     for section, key, value in (("net_config", "model_type", "int8"), ("run_config", "weight_decay", 0.1),
-                                ("data_provider", "base_batch_size", 64), ("run_config", "optimizer_name", "adam")):
+                                ("data_provider", "base_batch_size", 64), ("run_config", "optimizer_name", "adam"),
+                                ("run_config", "lr_schedule_name", "step"), ("run_config", "warmup_lr", 0.1)):
         with pytest.raises(ConfigError, match=rf"{section}\.{key} has no meaning here with the value '{value}'"):
             config_of(tmp_path, **{section: {key: value}})
+
+
+def test_the_learning_rate_over_the_passes(tmp_path: Path) -> None:
+    run = {"n_epochs": 5, "warmup_epochs": 1, "lr_schedule_name": "cosine", "final_lr": 1e-5}
+    train = config_of(tmp_path, run_config=run).train
+    assert (train.schedule, train.warmup, train.min_lr) == ("cosine", 0.2, 1e-5)
+    recipe = translate({"run_config": run}, Experiment, "a file")["recipe"]["schedule"]
+    assert recipe == {"sched": "cosine", "warmup_epochs": 1, "epochs": 5, "min_lr": 1e-5}
+    with pytest.raises(ConfigError, match="warmup_epochs has no meaning here without n_epochs"):
+        config_of(tmp_path, run_config={"warmup_epochs": 1})
+
+
+def test_what_is_refused_is_refused_at_once_and_by_name(tmp_path: Path) -> None:
+    """A file as the ancestor ships it: what the main job cannot do is one line with every name."""
+    with pytest.raises(ConfigError) as caught:
+        config_of(tmp_path, data_provider={"base_batch_size": 32, "color_aug": 0.4, "n_worker": 4, "image_size": 224},
+                  run_config={"weight_decay": 0.05, "base_lr": 0.0005}, net_config={"dropout": 0.1})
+    text = str(caught.value)
+    assert "\n" not in text and all(name in text for name in (
+        "data_provider.base_batch_size", "data_provider.color_aug", "data_provider.n_worker", "run_config.weight_decay",
+        "net_config.dropout")) and "base_lr" not in text
+
+
+def test_a_later_layer_changes_what_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("include: vit.yaml\ndata_provider: {image_size: 32}\nplan: {nearest: true}\n")
+    (tmp_path / "vit.yaml").write_text(yaml.safe_dump({"backward_config": BACKWARD, "data_provider": {"image_size": 224}}))
+    mine = ["--config", str(tmp_path / "mine.yaml")]
+    run = load_run_config([*mine, "plan.rule.n_weight_update=1"])
+    assert run.model.img_size == 32 and run.plan.rule.n_weight_update == 1 and run.plan.rule.n_bias_update == 3
+    assert run.plan.nearest and not load_run_config([*mine, "plan.choose=auto"]).plan.nearest
+    with pytest.raises(ConfigError, match=r"says two things of model\.img_size: 96 there and 224"):
+        config_of(tmp_path, model={"img_size": 96}, data_provider={"image_size": 224})
+    with pytest.raises(ConfigError, match="is a key of the ancestor, which is read from --config files alone"):
+        load_run_config(["backward_config.n_bias_update=4"])
+
+
+def test_nearest_is_for_a_plan_that_is_given() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.nearest is for a plan that is given .*leave it out"):
+        load_run_config(["--nearest"])
+    assert load_run_config(["--nearest", "plan.rule.n_bias_update=1"]).plan.nearest
 
 
 def test_a_recipe_reads_what_the_device_cannot() -> None:
@@ -161,6 +207,47 @@ def test_the_nearest_plan_is_the_asked_one_with_parts_left_out(model: torch.nn.M
     assert left_out == {"blocks.1.attn.qkv.weight"}     # the lowest matrix
     assert all(asked.parameters[n] == c for n, c in found.nearest.plan.parameters.items())
     assert "without 1 of its 3 matrices" in found.nearest.plan.name
+
+
+def test_reduced_plans_contain_one_another_and_give_up_the_head_last(model: torch.nn.Module) -> None:
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    plans = reduced_plans(resolve_plan(PlanConfig(enable_backward_config=False), model), shapes)
+    assert all(a.parameters.items() < b.parameters.items() for a, b in itertools.pairwise(plans))
+    assert plans[-1].parameters.keys() == shapes.keys() and plans[-1].name == "full update"
+    order = [next(iter(b.parameters.keys() - a.parameters.keys())) for a, b in itertools.pairwise([UpdatePlan(), *plans])]
+    assert order[:3] == ["head.bias", "head.weight", "norm.bias"] and order[-2:] == ["pos_embed", "cls_token"]
+    ranks = [0 if n.startswith("head") else min(len(shapes[n]), 2) for n in order]
+    assert ranks == sorted(ranks)
+
+
+FIGURES = {"vit_small": None, "vit_small_2mb": 3, "vit_small_5mb": 4, "vit_small_10mb": 6, "vit_small_100kb": 1,
+           "vit_small_150kb": 0, "vit_small_200kb": 1}     # matrices that the nearest plan keeps
+
+
+@functools.cache
+def compiler_of(img_size: int) -> tuple[torch.nn.Module, Compiler]:
+    vit = build_model(make_run_config(["vit_small.yaml"]).model.model_copy(update={"img_size": img_size}))
+    return vit, Compiler(vit, InputSpec((3, img_size, img_size), *input_scale_shift(vit)))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_in_the_shipped_files_are_true(name: str) -> None:
+    """What each file says of its own scheme: the least bytes it needs, and those of the nearest plan that fits."""
+    config = make_run_config([f"{name}.yaml"])
+    vit, compiler = compiler_of(config.model.img_size)
+
+    def bytes_of(plan: UpdatePlan, max_recompute: float | None = None) -> int:
+        return compiler.smallest_ram(dict(plan.to_dict()["parameters"]), config.train.momentum, max_recompute)
+    found = choose_plan(config.plan, vit, lambda plan: bytes_of(plan, config.compile.max_recompute), config.budget.bytes,
+                        least=bytes_of)
+    head = " ".join(line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#"))
+    assert f"{found.tried[0].bytes:,} bytes" in head
+    if FIGURES[name] is None:
+        assert found.best is not None
+        return
+    assert found.best is None and found.nearest is not None and found.nearest.bytes is not None
+    assert f"({found.nearest.bytes:,} bytes)" in head and found.nearest.bytes <= config.budget.bytes
+    assert sum(isinstance(c, Slice) for c in found.nearest.plan.parameters.values()) == FIGURES[name]
 
 
 def test_three_names_of_the_output_folder() -> None:
