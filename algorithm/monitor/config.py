@@ -80,6 +80,9 @@ class MonitorConfig(LogConfig):
         looks = (self.vis_freq, self.analysis_freq, self.activations_every, self.gram_every)
         if self.changed("samples") and not any(looks):
             raise ValueError("samples has no effect where nothing looks at them: set vis_freq or analysis_freq")
+        if self.changed("vis_images") and self.vis_images > self.samples:
+            raise ValueError(f"vis_images={self.vis_images} is more than samples={self.samples}, of which they are: set "
+                             f"samples={self.vis_images}")
         asked = [n for n in self.changed(*FREQUENCIES, "spec_monitor") if getattr(self, n)]
         if asked and not self.listens:
             raise ValueError(f"{asked[0]} has no effect where nothing is recorded: set jsonl=true, or wandb")

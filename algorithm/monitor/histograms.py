@@ -39,12 +39,13 @@ class Histograms(ForwardObserver):
 
     def before_update(self, step: int) -> None:
         self.scene.remember()
-        self._gradients = self._of("Gradients", {n: p.grad for n, p in trained_leaves(self.scene.model).items()
-                                                 if p.grad is not None})
+        self._gradients = self._of("Gradients", {n: g for n, leaf in trained_leaves(self.scene.model).items()
+                                                 if (g := leaf.trained.grad) is not None})
 
     def after_step(self, step: int) -> Values:
         self.collect()
-        values = self._gradients | self._of("Params", trained_leaves(self.scene.model))
+        leaves = trained_leaves(self.scene.model)
+        values = self._gradients | self._of("Params", {n: leaf.trained for n, leaf in leaves.items()})
         values |= self._of("Updates", self.scene.updates())
         values |= {f"ActivationsHist/{n}": Histogram.of(seen[-1], self.bins) for n, seen in self.probe.seen.items()}
         self._gradients, self.probe.seen = {}, {}

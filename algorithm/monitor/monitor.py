@@ -141,8 +141,14 @@ class Monitor:
             except OSError as error:
                 raise self._unwritable(error) from None
         if self._wandb:
-            self._try(self._wandb.finish)
+            self._try(self._finish)
             self._wandb = None
+
+    def _finish(self) -> None:
+        import wandb
+
+        self._wandb.finish()
+        wandb.teardown()  # its service writes the file on its own, and has written all of it only when it is gone
 
     def __enter__(self) -> Monitor:
         return self

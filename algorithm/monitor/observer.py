@@ -14,6 +14,7 @@ from algorithm.monitor.monitor import Monitor
 from algorithm.monitor.values import Value
 
 Values = dict[str, Value]
+PART = "plan_part"  # the attribute that holds the trained slice of a matrix
 
 
 class Evaluation(Protocol):
@@ -84,14 +85,29 @@ def is_compiled(model: nn.Module) -> bool:
     return isinstance(wrapped, nn.Module) and is_compiled(wrapped)
 
 
-def trained_leaves(model: nn.Module) -> dict[str, Tensor]:
-    """What an optimiser updates, by parameter name: whole parameters, and of a sliced matrix the slice
-    (`algorithm.sparse.apply` keeps it as `plan_part`)."""
-    leaves: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+@dataclass(frozen=True)
+class Leaf:
+    """What an optimiser updates of a parameter: all of it, or of a sliced matrix some columns or rows of `whole`."""
+
+    trained: Tensor
+    whole: Tensor
+    axis: int = 0
+    index: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """Of the parameter, as it is now, what was trained when this was made: a sparsity that is dynamic goes on to
+        others, while the change is still of these."""
+        whole = self.whole.detach()
+        return whole if self.index is None else whole.index_select(self.axis, self.index)
+
+
+def trained_leaves(model: nn.Module) -> dict[str, Leaf]:
+    """By parameter name. Of a sliced matrix the slice is a tensor of its own (`algorithm.sparse.apply`)."""
+    leaves = {n: Leaf(p, p) for n, p in model.named_parameters() if p.requires_grad and not n.endswith(f".{PART}")}
     for name, module in model.named_modules():
-        part = getattr(module, "plan_part", None)
-        if isinstance(part, Tensor):
-            leaves[f"{name}.weight"] = part
+        part, index, weight = (getattr(module, n, None) for n in (PART, "plan_index", "weight"))
+        if isinstance(part, Tensor) and isinstance(index, Tensor) and isinstance(weight, Tensor):
+            leaves[f"{name}.weight"] = Leaf(part, weight, int(bool(module.plan_cols)), index.clone())
     return leaves
 
 
@@ -106,18 +122,22 @@ class Scene:
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     hooks: bool = True
-    _before: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    _before: list[tuple[str, Leaf, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and not len(self.samples):
+            self.samples = self.labels = None
 
     @torch.no_grad()
     def remember(self) -> None:
         """Copy the trained values before an update, once however many ask."""
         if not self._before:
-            self._before = [(n, p, p.detach().clone()) for n, p in trained_leaves(self.model).items()]
+            self._before = [(n, leaf, leaf.values().clone()) for n, leaf in trained_leaves(self.model).items()]
 
     @torch.no_grad()
     def updates(self) -> dict[str, Tensor]:
         """By name, how far the values moved since `remember`."""
-        return {n: p.detach() - old for n, p, old in self._before}
+        return {n: leaf.values() - old for n, leaf, old in self._before}
 
     def forget(self) -> None:
         """Let the copies go."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from algorithm.analysis import (
     Tokens,
@@ -23,8 +23,10 @@ from algorithm.analysis.charts import norm_histogram
 from algorithm.analysis.pictures import heat_grid, overlays, position_grid, saliency_rows, shown
 from algorithm.analysis.positions import has_positions
 from algorithm.analysis.saliency import METHODS, saliency
+from algorithm.errors import AnalysisError, ConfigError
 from algorithm.models.features import get_attention_maps
 from algorithm.models.vit import normalisation
+from algorithm.monitor.activations import OUTPUTS, block_outputs
 from algorithm.monitor.config import MonitorConfig
 from algorithm.monitor.observer import Observer, Scene, Values
 from algorithm.monitor.values import Histogram, Picture
@@ -54,6 +56,8 @@ class Visuals(_Samples):
     def __init__(self, scene: Scene, config: MonitorConfig) -> None:
         super().__init__(scene, config.vis_freq, config.vis_images)
         self.layers, self.heads = config.vis_layers, config.vis_heads
+        if self.freq:
+            _check(scene.model, config)
 
     def evaluated(self, step: int) -> Values:
         model, samples = self.scene.model, self.samples
@@ -112,3 +116,15 @@ def _chosen(maps: Sequence[Tensor], layers: Sequence[int], heads: Sequence[int] 
         out += [(layer, head) for head in dict.fromkeys(
             index_of("head", i, count) for i in (range(count) if heads is None else heads))]
     return out
+
+
+def _check(model: nn.Module, config: MonitorConfig) -> None:
+    """Raise ConfigError for a layer or a head that the model does not have, as far as its blocks tell."""
+    attentions: list[Any] = [m for n, m in block_outputs(model).items() if n.endswith(OUTPUTS["attn"])]
+    heads = [int(m.num_heads) for m in attentions if hasattr(m, "num_heads")]
+    for option, what, asked in (("vis_layers", "layer", config.vis_layers), ("vis_heads", "head", config.vis_heads or [])):
+        for index in asked if heads else []:
+            try:
+                index_of(what, index, len(heads) if what == "layer" else min(heads))
+            except AnalysisError as error:
+                raise ConfigError(f"monitor.{option}: {error}") from None

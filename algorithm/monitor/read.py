@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from algorithm.errors import CheckpointError
+from algorithm.analysis.records import read_records
+from algorithm.errors import AnalysisError, CheckpointError
 from algorithm.monitor.values import Value, from_json
 from algorithm.schema import one_line
 
@@ -21,34 +22,25 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def read_metrics(folder: str | Path) -> dict[str, list[tuple[int, Value]]]:
-    """{metric: [(step, value)]} of a run folder's metrics.jsonl, in the order of the file. Raises CheckpointError.
+    """{metric: [(step, value)]} of a run folder's metrics.jsonl, in the order of the file, values as they were recorded.
 
-    A last line that is torn is left out.
+    `algorithm.analysis.records` reads the file; a last line that is torn is left out. Raises AnalysisError.
     """
     path = Path(folder) / "metrics.jsonl"
     out: dict[str, list[tuple[int, Value]]] = {}
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith(b"\n"):
-            break
+    for name, found in read_records(path).items():
         try:
-            raw = json.loads(line)
-            step = int(raw.pop("step"))
-            for name, value in raw.items():
-                out.setdefault(name, []).append((step, from_json(value, path.parent)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} line {number} is no record of a step ({one_line(error)}): it was edited, or "
-                                  "another program wrote it") from None
+            out[name] = [(step, from_json(value, path.parent)) for step, value in found]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise AnalysisError(f"{path} holds a {name} that no run records ({one_line(error)}): it was edited, or another "
+                                "program wrote it") from None
     return out
 
 
 def read_wandb_offline(folder: str | Path) -> Series:
-    """{metric: [(step, value)]} of all .wandb files below a run folder, in the order they were begun.
+    """{metric: [(step, value)]} of all .wandb files below a run folder, steps ascending. Raises CheckpointError.
 
-    Raises CheckpointError.
+    A training that was resumed has a file for each time it went on; of a step that two files have, the later one counts.
     Numbers are numbers; histograms, images and tables are wandb's own description of them. The rows of a custom chart
     stand under `<metric>_table` there, and under the metric's name here.
     """
@@ -57,7 +49,7 @@ def read_wandb_offline(folder: str | Path) -> Series:
         raise CheckpointError(f"{folder} has no .wandb file: record with monitor.wandb=offline")
     from wandb.proto.wandb_internal_pb2 import Record
 
-    out: Series = {}
+    found: dict[str, dict[int, Any]] = {}
     for path in files:
         for data in records(path):
             record = Record.FromString(data)
@@ -73,8 +65,8 @@ def read_wandb_offline(folder: str | Path) -> Series:
                     row[name] = value
             for name, value in row.items():
                 if not name.startswith("_"):
-                    out.setdefault(_metric(name, value), []).append((record.history.step.num, value))
-    return out
+                    found.setdefault(_metric(name, value), {})[record.history.step.num] = value
+    return {name: sorted(steps.items()) for name, steps in found.items()}
 
 
 def _metric(name: str, value: Any) -> str:

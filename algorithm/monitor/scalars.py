@@ -22,15 +22,17 @@ class Norms(Observer):
 
     @torch.no_grad()
     def before_update(self, step: int) -> None:
-        grads = [p.grad for p in trained_leaves(self.scene.model).values() if p.grad is not None]
+        grads = [g for leaf in trained_leaves(self.scene.model).values() if (g := leaf.trained.grad) is not None]
         self._grad = get_total_norm(grads)
         self.scene.remember()
 
     @torch.no_grad()
     def after_step(self, step: int) -> Values:
         grad, self._grad = self._grad, None
-        if grad is None:  # the update was skipped, as a gradient scaler does after an overflow
+        if grad is None:  # its measurement failed
             return {}
-        values = {"Optim/grad_global_norm": grad, "Optim/update_global_norm": get_total_norm(self.scene.updates().values()),
-                  "Optim/param_global_norm": get_total_norm(p.detach() for p in trained_leaves(self.scene.model).values())}
+        values = {"Optim/grad_global_norm": grad,
+                  "Optim/update_global_norm": get_total_norm(list(self.scene.updates().values())),
+                  "Optim/param_global_norm": get_total_norm(
+                      [leaf.trained.detach() for leaf in trained_leaves(self.scene.model).values()])}
         return dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))

@@ -11,7 +11,7 @@ from algorithm.analysis.matrices import weight_matrices
 from algorithm.analysis.spectrum import Spectrum, followed, measure, metrics
 from algorithm.errors import AnalysisError, ConfigError
 from algorithm.monitor.config import MonitorConfig
-from algorithm.monitor.observer import Observer, Scene, Values
+from algorithm.monitor.observer import PART, Observer, Scene, Values
 
 
 class Spectra(Observer):
@@ -24,7 +24,7 @@ class Spectra(Observer):
         self._before: dict[str, Spectrum] = {}
         if self.every:
             try:
-                weight_matrices(scene.model, config.spec_targets)
+                _matrices(scene.model, config)
             except AnalysisError as error:
                 raise ConfigError(f"monitor.spec_targets: {error}") from None
 
@@ -34,7 +34,7 @@ class Spectra(Observer):
 
     def _of(self, group: str, model: nn.Module) -> Values:
         values: Values = {}
-        for name, matrix in weight_matrices(model, self.config.spec_targets).items():
+        for name, matrix in _matrices(model, self.config).items():
             key = f"{group}/{name}"
             now = measure(name, matrix, self.config.spec_topk, self.config.spec_interval, vectors=True,
                           on_cpu=self.config.spec_on_cpu)
@@ -53,7 +53,7 @@ class Spectra(Observer):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """What was measured with another topk or interval, or of another shape, is left out: its change begins anew."""
         known = {f"{g}/{n}": m for g, model in (("spec", self.scene.model), ("spec_ema", self.scene.ema))
-                 if model is not None for n, m in weight_matrices(model, self.config.spec_targets).items()}
+                 if model is not None for n, m in _matrices(model, self.config).items()}
         for key, matrix in known.items():
             if f"{key}:values" not in state:
                 continue
@@ -63,3 +63,9 @@ class Spectra(Observer):
             count = len(first) + len(last)
             if (u.shape, v.shape, len(values)) == ((rows, count), (columns, count), min(rows, columns)):
                 self._before[key] = Spectrum(key.partition("/")[2], (rows, columns), values, first, last, float(floor), u, v)
+
+
+def _matrices(model: nn.Module, config: MonitorConfig) -> dict[str, Tensor]:
+    """The whole matrices; the slice of one that is trained in part is in it."""
+    found = weight_matrices(model, config.spec_targets)
+    return {name: matrix for name, matrix in found.items() if not name.endswith(f".{PART}")}

@@ -61,7 +61,8 @@ class Watch:
             self._try(name, lambda observer=observer: observer.before_update(step))  # type: ignore[misc]
 
     def after_step(self, step: int, *, loss: float | Tensor, accuracy: float | Tensor | None = None, lr: float) -> None:
-        """After the update and the moving average. loss, accuracy: of its images; tensors are read when they are due."""
+        """After the update (of slices, too: AppliedPlan.sync) and the moving average. loss, accuracy: of its images; tensors
+        are read when they are due."""
         values: Values = {}
         if step % self.progress_every == 0:
             values = {"Train/loss": float(loss), "Train/learning_rate": lr, "Optim/lr": lr}

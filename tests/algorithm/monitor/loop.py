@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from algorithm.models import ModelConfig, build_model
+from algorithm.models.torchvision_shim import timm
 from algorithm.monitor import Monitor, MonitorConfig, Watch
 from algorithm.sparse import UpdatePlan
 from algorithm.sparse.apply import AppliedPlan
@@ -22,9 +22,9 @@ from algorithm.sparse.apply import AppliedPlan
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 SAMPLES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 1, 2, 3, 4])
-EVERYTHING: dict[str, Any] = {"activations_every": 2, "gram_every": 2, "histograms_every": 2, "vis_freq": 1,
-                              "analysis_freq": 1, "vis_images": 2, "spec_monitor": True, "spec_every": 2,
-                              "spec_topk": 2, "spec_interval": 3}
+EVERYTHING: dict[str, Any] = {
+    "activations_every": 2, "gram_every": 2, "histograms_every": 2, "vis_freq": 1, "analysis_freq": 1, "vis_images": 2,
+    "spec_monitor": True, "spec_every": 2, "spec_topk": 2, "spec_interval": 3}
 STEPS, PASSES, LR = 4, 2, 0.05
 
 
@@ -47,7 +47,7 @@ def model_of(**changes: Any) -> nn.Module:
     model = build_model(ModelConfig(**{
         "name": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 8, "num_classes": 6, "weights": "none",
         "head_init": "timm", "gram": {"enabled": True, "rank": 2},
-        "extra": {"depth": 2, "embed_dim": 16, "num_heads": 2, "drop_path_rate": 0.3}, **changes}))
+        "extra": {"depth": 2, "embed_dim": 16, "num_heads": 2}, **changes}), drop_path=0.3)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,7 +72,7 @@ class Run:
     """A model in training; `state` is what a checkpoint would hold."""
 
     model: nn.Module
-    ema: ModelEmaV3
+    ema: Any
     optimizer: torch.optim.Optimizer
     watch: Watch | None = None
 
@@ -87,7 +87,7 @@ def start(watch: Callable[..., Watch] | None = None, plan: UpdatePlan | None = N
     model = model_of(**changes)
     applied = AppliedPlan(model, plan) if plan else nullcontext()
     leaves = applied.leaves.values() if isinstance(applied, AppliedPlan) else model.parameters()
-    ema = ModelEmaV3(model, decay=0.5)
+    ema = timm.utils.ModelEmaV3(model, decay=0.5)
     run = Run(model, ema, torch.optim.SGD(leaves, lr=LR, momentum=0.9))
     if watch:
         run.watch = watch(model, ema)
@@ -118,7 +118,7 @@ def train(run: Run, steps: range = range(STEPS), forward: Any = None, sync: Call
         losses = []
         for k in range(PASSES):
             images, labels = batch(step, k)
-            loss = F.cross_entropy((forward or run.model)(images), labels) / PASSES
+            loss = F.cross_entropy((run.model if forward is None else forward)(images), labels) / PASSES
             loss.backward()
             losses.append(loss.detach())
         if watch:
