@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,26 +109,8 @@ def test_analyze_artifacts_looks_at_held_out_images(files: Path, tmp_path: Path,
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["cls_attention_by_layer.png", "norm_histogram.png"]
 
 
-def by_hand(model: Any, stream: Any, transform: Any, **_: Any) -> Any:
-    """An evaluation, image by image (the engine's own has tests of its own)."""
-    confusion = np.zeros((3, 3), int)
-    loss = 0.0
-    for i in range(len(stream)):
-        with torch.no_grad():
-            logits = model(transform(stream.open(i))[None])
-        confusion[stream.labels[i], int(logits.argmax())] += 1
-        loss += float(torch.nn.functional.cross_entropy(logits, torch.tensor([stream.labels[i]]))) / len(stream)
-    count = confusion.sum()
-    return SimpleNamespace(confusion=confusion, loss=loss, top1=np.trace(confusion) / count, top5=1.0, count=count,
-                           per_class=np.diag(confusion) / confusion.sum(1))
-
-
 def test_validate_gives_the_figures_by_class_and_the_confusion(files: Path, tmp_path: Path, timm_model: Any,
-                                                               capsys: pytest.CaptureFixture[str],
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("algorithm.recipes.evaluate")
-    module.evaluate_stream = by_hand  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "algorithm.recipes.evaluate", module)
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
     (files / "data/val/c/9.jpg").rename(tmp_path / "9.jpg")
     try:
         argv = ["validate", "--checkpoint", str(files / "m.safetensors"), *TINY, "--data-dir", str(files / "data")]

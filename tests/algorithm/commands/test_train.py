@@ -14,8 +14,6 @@ import yaml
 from algorithm.__main__ import main
 from algorithm.commands.resolving import tree_of
 
-pytest.importorskip("algorithm.recipes.engine")     # these walk the whole road; test_orders.py plays the engine
-
 DRY = ["--config", "training/dry_run.yaml", "--threads", "1", "--epochs", "2", "--no_wandb", "data.synthetic.images=8",
        "data.synthetic.held_out=4", "model.extra.depth=2", "monitor.vis_freq=0", "monitor.analysis_freq=0",
        "monitor.histograms_every=0"]
