@@ -33,8 +33,11 @@ class LogConfig(Section):
 
 
 class MonitorConfig(LogConfig):
-    """What a training by recipe records, and how often. `..._every` counts updates, `..._freq` evaluations; the first of
-    each is taken, too; null or 0 = never. Loss, accuracy, learning rate and norms come each recipe.progress_every."""
+    """What a training by recipe records, and how often.
+
+    `..._every` counts updates, `..._freq` evaluations; the first of each is taken, too, and of evaluations the last; null
+    or 0 = never. Loss, accuracy, learning rate and norms come each recipe.progress_every.
+    """
 
     jsonl: bool = Field(default=True, description="everything in metrics.jsonl, pictures as files beside it")
     activations_every: int | None = Field(default=100, ge=0, description="mean and std of each block's attention and MLP "
@@ -49,12 +52,12 @@ class MonitorConfig(LogConfig):
     hist_bins: int = Field(default=64, ge=1, le=512, description="of each histogram")
     classes_freq: int | None = Field(default=1, ge=0, description="accuracy of each class, and the confusion matrix")
     samples: int = Field(default=16, ge=1, le=4096, description="the fixed held-out images that are looked at")
-    vis_freq: int | None = Field(default=10, ge=0, description="pictures of attention, rollout, saliency and position "
+    vis_freq: int | None = Field(default=20, ge=0, description="pictures of attention, rollout, saliency and position "
                                  "embeddings")
     vis_images: int = Field(default=4, ge=1, le=64, description="of the samples, in each picture")
     vis_layers: list[int] = Field(default=[-1], min_length=1, description="blocks whose heads are drawn; -1 = the last")
     vis_heads: list[int] | None = Field(default=None, min_length=1, description="null = all")
-    analysis_freq: int | None = Field(default=10, ge=0, description="high-norm tokens: statistics, histogram, and attention "
+    analysis_freq: int | None = Field(default=20, ge=0, description="high-norm tokens: statistics, histogram, and attention "
                                       "images x layers")
     spec_monitor: bool = Field(default=False, description="follow singular values and vectors of weight matrices")
     spec_every: int | None = Field(default=500, ge=0, description="updates between their measurements")

@@ -21,7 +21,8 @@ from algorithm.schema import one_line
 
 
 class Watch:
-    """Observes a training, on its rank 0; all values are of this rank's images. A context manager; `close` ends it.
+    """Observes a training, on its rank 0; all values are of this rank's images. A context manager, which ends with
+    `close`, and without an error with `finish` before.
 
     model: as it is called, also inside DistributedDataParallel or torch.compile, with its update plan applied. A compiled
     forward sees no hooks: there activations and Gram norms are of the fixed `samples` (S, C, H, W; normalised, on the
@@ -46,7 +47,8 @@ class Watch:
             "gram": GramNorms(self.scene, config), "histograms": Histograms(self.scene, config),
             "spectra": Spectra(self.scene, config), "visuals": Visuals(self.scene, config),
             "artifacts": Artifacts(self.scene, config)}
-        self._evaluations = 0
+        self._first_step, self._evaluations = first_step, 0
+        self._not_due: tuple[int, list[str]] | None = None  # step of the last evaluation, who was not asked about it
         self._failed: set[str] = set()
         monitor.keep_before(first_step)
 
@@ -70,20 +72,44 @@ class Watch:
         for name, observer in self._due(step):
             values |= self._try(name, lambda observer=observer: observer.after_step(step)) or {}  # type: ignore[misc]
         self.scene.forget()
+        self._not_due = None
         if values:
             self.monitor.record(step, values)
 
     def evaluated(self, step: int, evaluation: Evaluation, prefix: str = "Val") -> None:
-        """After an evaluation of the model ("Val"), or of its average (another prefix)."""
-        count = self._evaluations
-        values = evaluation_values(evaluation, prefix, self.scene.classes, bool(
-            self.config.classes_freq and (count if prefix == "Val" else count - 1) % self.config.classes_freq == 0))
+        """After an evaluation of the model ("Val"), or of its average (another prefix).
+
+        That of a step before first_step, as of a training that was whole already, is on record.
+        """
+        if step < self._first_step:
+            return
+        count = self._evaluations - (prefix != "Val")
+        values = evaluation_values(evaluation, prefix, self.scene.classes, self._counts(self.config.classes_freq, count))
         if prefix == "Val":
             self._evaluations += 1
-            for name, observer in self.observers.items():
-                if observer.freq and count % observer.freq == 0:
-                    values |= self._try(name, lambda observer=observer: observer.evaluated(step)) or {}  # type: ignore[misc]
+            due = [n for n, o in self.observers.items() if self._counts(o.freq, count)]
+            self._not_due = step, [n for n, o in self.observers.items() if o.freq and n not in due]
+            values |= self._looks(step, due)
         self.monitor.record(step, values)
+
+    def finish(self) -> None:
+        """The training is whole: show the model of its end, too, where the last evaluation was not due to be."""
+        step, names = self._not_due or (0, [])
+        self._not_due = None
+        if names:
+            self.monitor.record(step, self._looks(step, names))
+
+    def _looks(self, step: int, names: Sequence[str]) -> Values:
+        """What observers of evaluations measure."""
+        values: Values = {}
+        for name in names:
+            values |= self._try(name, lambda name=name: self.observers[name].evaluated(step)) or {}  # type: ignore[misc]
+        return values
+
+    @staticmethod
+    def _counts(freq: int | None, count: int) -> bool:
+        """Whether the evaluation number `count` is one of every `freq`."""
+        return bool(freq) and count % (freq or 1) == 0
 
     def state(self) -> dict[str, Any]:
         """What must be remembered over a resume: nested dicts of CPU tensors and numbers."""
@@ -121,4 +147,6 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
         self.close()

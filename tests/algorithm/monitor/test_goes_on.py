@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from algorithm.errors import AnalysisError, CheckpointError, ConfigError
 from algorithm.monitor import Monitor, MonitorConfig, Picture, Watch, read_metrics, read_wandb_offline
-from tests.algorithm.monitor.loop import CLASSES, LABELS, SAMPLES, load, model_of, start, train, watcher
+from tests.algorithm.monitor.loop import CLASSES, LABELS, SAMPLES, Evaluated, load, model_of, start, train, watcher
 
 QUIET: dict[str, Any] = {"vis_freq": None, "vis_images": 4, "analysis_freq": None}
 
@@ -99,6 +100,22 @@ def test_trouble_with_wandb_ends_no_training(what: str, tmp_path: Path, monkeypa
     reason = {"init": "no space left on device", "log": "no route to host"}[what]
     assert said == [f"Weights & Biases is off from here on ({reason}); the training goes on"]
     assert [s for s, _ in read_metrics(tmp_path)["Train/loss"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_end_is_shown_unless_the_training_was_stopped(stopped: bool, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"vis_freq": None, "vis_images": 4, "analysis_freq": 2}
+    run, _ = start(lambda model, ema: watcher(tmp_path, model, ema, **config))
+    assert run.watch
+    with run.watch.monitor, nullcontext() if not stopped else pytest.raises(KeyboardInterrupt), run.watch:
+        train(run, range(8))  # evaluations after the steps 1, 3, 5, 7
+        if stopped:
+            raise KeyboardInterrupt
+    found = read_metrics(tmp_path)
+    assert [s for s, _ in found["l2_norm_mean"]] == [1, 5] + [7] * (not stopped)
+    with watcher(tmp_path, run.model, first_step=8, **config) as watch, watch.monitor:  # it was whole: evaluated once more
+        watch.evaluated(7, Evaluated())
+    assert read_metrics(tmp_path) == found
 
 
 def test_without_anywhere_to_record_nothing_is_measured(tmp_path: Path) -> None:
