@@ -36,10 +36,10 @@ def test_the_curves() -> None:
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     linear = learning_rates(TrainConfig(lr=0.8, schedule="linear", epochs=1), 4)
     np.testing.assert_allclose(linear, [0.8, 0.6, 0.4, 0.2], rtol=1e-6)
-    warm = learning_rates(TrainConfig(lr=0.5, warmup=0.5, epochs=2), 5)
+    warm = learning_rates(TrainConfig(lr=0.5, schedule="constant", warmup=0.5, epochs=2), 5)
     np.testing.assert_allclose(warm, [0.1, 0.2, 0.3, 0.4, *[0.5] * 6], rtol=1e-6)
     for warmup in (0.0, 0.3, 0.999):
-        tiny = learning_rates(TrainConfig(schedule="cosine", warmup=warmup, epochs=1), 1)
+        tiny = learning_rates(TrainConfig(lr=0.001, warmup=warmup, epochs=1), 1)
         assert tiny.shape == (1,) and tiny[0] == np.float32(0.001)
 
 
@@ -50,7 +50,8 @@ def test_a_shorter_run_is_the_beginning_of_a_longer() -> None:
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"min_lr": 0.1}, "min_lr has no effect on a constant"), ({"schedule": "linear", "min_lr": 1.0}, "is above lr"),
+    ({"schedule": "constant", "min_lr": 0.001}, "min_lr has no effect on a constant"),
+    ({"schedule": "linear", "min_lr": 1.0}, "is above lr"),
     ({"schedule": "cosin"}, "schedule"), ({"warmup": 1.0}, "warmup")])
 def test_what_means_nothing_is_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):

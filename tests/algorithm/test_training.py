@@ -80,7 +80,7 @@ def test_sgd_with_momentum_is_torchs() -> None:
     model, data = small_model(), small_data()
     twin = copy.deepcopy(model)
     plan = resolve_plan(PlanConfig(enable_backward_config=False), model)
-    losses = finetune(model, plan, data, TrainConfig(lr=0.02, momentum=0.9, epochs=1)).losses
+    losses = finetune(model, plan, data, TrainConfig(lr=0.02, momentum=0.9, epochs=1, schedule="constant")).losses
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.02, momentum=0.9)
     scale, shift = input_scale_shift(twin)
     for i in range(len(data)):
@@ -191,7 +191,7 @@ def test_trace_round_trip(tmp_path) -> None:
     for name, found in trace.witness_distances.items():
         assert found.shape == (WITNESSES, 3) and np.array_equal(again.witness_distances[name], found)
         assert found[:, 0].max() < 1e-5
-    losses = finetune(model, plan, data, TrainConfig(lr=0.05, momentum=0.5, epochs=1)).losses
+    losses = finetune(model, plan, data, TrainConfig(lr=0.05, momentum=0.5, epochs=1, schedule="constant")).losses
     np.testing.assert_allclose(losses, trace.losses32, rtol=1e-6)
 
 
