@@ -50,7 +50,7 @@ class Dynamic:
         """
         for name, total in self.scores.items():
             leaf = self.applied.sliced[name].plan_score
-            if leaf.grad is not None:
+            if leaf is not None and leaf.grad is not None:
                 norms = leaf.grad / scale ** 2
                 total += torch.where(norms.isfinite(), norms, 0.0)  # an update that the scaler skips counts nothing
                 leaf.grad = None

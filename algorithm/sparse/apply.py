@@ -140,7 +140,7 @@ class AppliedPlan:
             raise PlanError(f"plan of {name!r}: its {len(owner.plan_index)} trained parts cannot become {len(index)}")
         parameters = {**self.plan.parameters, name: Slice(choice.axis, tuple(index))}
         plan = UpdatePlan(parameters, self.plan.name, self.plan.gram_rank)
-        check_plan(UpdatePlan({name: plan.parameters[name]}), self.model)
+        UpdatePlan({name: plan.parameters[name]}).check({name: tuple(owner.weight.shape)})
         self.sync()
         self.plan = plan
         owner.plan_index.copy_(torch.tensor(index, dtype=torch.long))
