@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from algorithm.schema import SEED_MAX, Section
 
@@ -19,7 +19,7 @@ class TrainConfig(Section):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which it first rises to lr, evenly")
     min_lr: float = Field(default=0.0, ge=0, description="where linear and cosine end")
     augment: Literal["off", "shift", "flip", "both"] = Field(
-        default="off", description="shifts and left-to-right flips of the uint8 image, new in each pass after the "
+        default="shift", description="shifts and left-to-right flips of the uint8 image, new in each pass after the "
         "first (on the device: vt_augment.h); flips are not for letters, digits and what else has a left and a right")
     shift: float = Field(default=0.0625, gt=0, lt=1, description="largest shift, as a share of the image's side")
     variants: int | None = Field(default=None, ge=2, description="passes take turns through so many variants of an image, so"
@@ -33,6 +33,12 @@ class TrainConfig(Section):
     threads: int | None = Field(default=1, ge=1, le=1024, description="of PyTorch in the training steps (batch-1 steps gain "
                                 "little from more); evaluation takes a batch a core; null = PyTorch's choice")
     trace_steps: int = Field(default=20, ge=1, description="steps that the C is compared over, at most one a training image")
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare off as false."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _used(self) -> TrainConfig:

@@ -44,7 +44,11 @@ def test_what_is_drawn() -> None:
     assert [transform_of(few, 16, 7, d) for d in range(4)] == [drawn[0][7], drawn[1][7]] * 2
     flips = TrainConfig(augment="flip")
     assert [transform_of(flips, 16, 3, d) for d in range(3)] == [Transform(), Transform(flip=True), Transform()]
-    assert {transform_of(TrainConfig(), 16, i, 3) for i in range(9)} == {Transform()}
+    assert {transform_of(TrainConfig(augment="off"), 16, i, 3) for i in range(9)} == {Transform()}
+
+
+def test_off_is_off_in_yaml() -> None:
+    assert make_run_config([], ["train.augment=off"]).train.augment == "off"
 
 
 @pytest.mark.parametrize(("options", "match"), [

@@ -27,9 +27,11 @@ PLAIN: Tree = {
     "monitor": {"jsonl": False, **dict.fromkeys(("activations_every", "gram_every", "histograms_every", "vis_freq",
                                                  "analysis_freq", "classes_freq"))},
 }
+SLICED_ALL: Tree = {"plan": {"enable_backward_config": True, "n_bias_update": "all", "n_weight_update": "all",
+                             "weight_update_ratio": 0.25}}
 # everything that has a state or draws numbers, on a plan that trains slices
 ALL: Tree = {
-    "plan": {"enable_backward_config": True, "n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 0.25},
+    **SLICED_ALL,
     "recipe": {"accum_steps": 2, "batch": 2, "drop_path": 0.3, "optim": {"opt": "adamw", "lr": 0.01, "weight_decay": 0.05,
                                                                          "clip_grad": 1.0},
                "augment": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "reprob": 0.5},
@@ -69,9 +71,10 @@ def processes(code: str, world: int = 2) -> list[subprocess.CompletedProcess[str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={
-        **os.environ, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}) for r in range(world)]
+    shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world)]
     done = []
     for process in started:
         try:

@@ -40,7 +40,8 @@ def kill_at(moments: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_killed_at_five_moments_it_ends_with_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_five_moments_it_ends_with_the_same_bits(name: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole", SETTINGS[name])
     moments = sorted(np.random.default_rng(7).choice(UPDATES, 5, replace=False).tolist())
     kill_at(moments, monkeypatch)
@@ -102,7 +103,8 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_taken(cut: int, tmp_pa
 
 
 @pytest.mark.parametrize("change, text", [
-    ({"recipe": {"batch": 2}}, "recipe.batch: 4 there, 2 here"), ({"model": {"num_classes": 5}}, "model.num_classes: 3 there"),
+    ({"recipe": {"batch": 2}}, "recipe.batch: 4 there, 2 here"),
+    ({"model": {"num_classes": 5}}, "model.num_classes: 3 there"),
     ({"plan": {"enable_backward_config": True, "n_bias_update": 1}}, "plan.enable_backward_config: False there"),
     ({"recipe": {"schedule": {"epochs": 3}}}, "recipe.schedule.epochs: 2 there, 3 here")])
 def test_a_checkpoint_of_another_training_is_refused(change: Tree, text: str, tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatc
             raise OSError(28, "No space left on device")
         written(*args)
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="cannot write .*No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device"):
         run(tmp_path, {"recipe": {"checkpoint_every": 3}})
     path = newest(tmp_path)
     assert path is not None and load_checkpoint(path).update == 6 and not list((tmp_path / FOLDER).glob(".*"))
