@@ -46,6 +46,7 @@ def lora(rank: int) -> dict[str, Any]:
 SCHEMES: dict[str, Scheme] = {
     "head": Scheme(HEAD, 0.003),
     "bias+LN, all blocks": Scheme(ALL, 0.004),
+    "bias+LN, last 6 blocks": Scheme({"n_bias_update": 6}, 0.006),
     "Gram rank 64, last 2 blocks": Scheme({**HEAD, "n_gram_update": 2}, 0.006, {"gram": GRAM}),
     "LoRA rank 12, last 2 blocks": Scheme({**HEAD, "n_lora_update": 2}, 0.006, lora(12)),
     "attention 10 %, last block": Scheme({**HEAD, "n_weight_update": 1, "vit_layer_types": ["attention", "head"],
