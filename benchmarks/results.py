@@ -2,7 +2,8 @@
 
     python -m benchmarks.results --json results.jsonl                        the embedded Fashion-MNIST
     python -m benchmarks.results --json results.jsonl --folder signs=DIR --folder cifar=DIR        and image folders
-    python -m benchmarks.results --json results.jsonl --write docs           table and plot of what is there, nothing trained
+    python -m benchmarks.results --json results.jsonl --write docs           results.svg and the table in results.md there,
+                                                                             of what is in the file; nothing is trained
 
 Every cell (task, scheme, seed) is a line of the JSON-lines file; what is there is not trained again, so that a stopped
 run goes on and several may share the work (--only). The images depend on the seed alone, the held-out ones on nothing.
@@ -45,6 +46,7 @@ def lora(rank: int) -> dict[str, Any]:
 SCHEMES: dict[str, Scheme] = {
     "head": Scheme(HEAD, 0.003),
     "bias+LN, all blocks": Scheme(ALL, 0.004),
+    "bias+LN, last 6 blocks": Scheme({"n_bias_update": 6}, 0.006),
     "Gram rank 64, last 2 blocks": Scheme({**HEAD, "n_gram_update": 2}, 0.006, {"gram": GRAM}),
     "LoRA rank 12, last 2 blocks": Scheme({**HEAD, "n_lora_update": 2}, 0.006, lora(12)),
     "attention 10 %, last block": Scheme({**HEAD, "n_weight_update": 1, "vit_layer_types": ["attention", "head"],
@@ -57,12 +59,14 @@ SCHEMES: dict[str, Scheme] = {
     "full but the patch matrix": Scheme({"enable_backward_config": False,
                                          "parameters": {"patch_embed.proj.weight": "none"}}, 0.0005),
 }
+RECIPE = {"train.epochs": 6, "train.schedule": "cosine", "train.augment": "off"}     # of every cell, whatever the defaults
+BEGIN, END = "<!-- table: python -m benchmarks.results --write -->\n", "<!-- end of table -->\n"
 TASKS = {"fashion-mnist": {"data.name": "fashion-mnist"}}
 
 
 def config_of(task: dict[str, Any], scheme: Scheme, seed: int, overrides: list[str]) -> RunConfig:
     """The main job's configuration of one cell."""
-    values = {"model.img_size": 98, "data.images_per_class": 15, "data.test_images": 200, **task}
+    values = {"model.img_size": 98, "data.images_per_class": 15, "data.test_images": 200, **RECIPE, **task}
     values |= {f"model.{k}": v for k, v in scheme.model.items()}
     values |= {"train.lr": scheme.lr, "train.seed": seed, "data.seed": seed, "model.seed": seed}
     return make_run_config([], overrides, values)
@@ -142,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="comma separated")
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="image folders as a further task")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose 'task, scheme' has this")
-    parser.add_argument("--write", type=Path, metavar="DIR", help="write results.svg there, print the table, train nothing")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="renew results.svg and the table of results.md there, "
+                        "train nothing")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args(argv)
     try:
@@ -162,7 +167,17 @@ def main(argv: list[str] | None = None) -> int:
     print(table(rows, costs))
     if args.write is not None:
         plot(rows, costs, args.write / "results.svg")
+        renew(args.write / "results.md", table(rows, costs))
     return 0
+
+
+def renew(page: Path, text: str) -> None:
+    """Put the table between its marks in a page. Raises ValueError where it has none."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for the table, between {BEGIN.strip()} and {END.strip()}")
+    page.write_text(before + BEGIN + text + END + after)
 
 
 def train_all(tasks: dict[str, dict[str, Any]], seeds: list[int], path: Path, only: str, overrides: list[str]) -> None:
