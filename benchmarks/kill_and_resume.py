@@ -1,7 +1,8 @@
 """python -m benchmarks.kill_and_resume: trainings by recipe killed (SIGKILL) at five random moments end with the same bits.
 
 Two settings on synthetic images: plain SGD; and AdamW on trained slices with moving average, accumulation, Mixup, drop-path.
-Each is trained once undisturbed and once killed at five random times, each time started again with the same command.
+Each is trained once undisturbed, and once killed a moment after the checkpoints of five random updates, each time started
+again with the same command.
 --json FILE writes what was found. Exit status 1 where any tensor of the last checkpoints differs.
 """
 
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from algorithm.recipes.checkpoint import load_checkpoint, newest
+from algorithm.recipes.checkpoint import FOLDER, newest
 
+EVERY = 7   # updates between checkpoints
 COMMON = ["--config", "training/dry_run.yaml", "--threads", "1", "--workers", "0", "--no_wandb", "--epochs", "12",
-          "--batch-size", "8", "monitor.vis_freq=null", "monitor.analysis_freq=null", "recipe.checkpoint_every=7"]
+          "--batch-size", "8", "monitor.vis_freq=null", "monitor.analysis_freq=null", f"recipe.checkpoint_every={EVERY}"]
 SETTINGS: dict[str, list[str]] = {
     "plain": ["--opt", "sgd", "--lr", "0.01", "recipe.optim.weight_decay=0"],
     "EMA, accumulation, Mixup, slices": [
@@ -39,6 +41,12 @@ def start(folder: Path, name: str, options: list[str]) -> subprocess.Popen[bytes
                              "--experiment", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def saved(folder: Path) -> int:
+    """Updates that the newest checkpoint has behind it, by its name: it may be in the middle of being written."""
+    names = sorted(p.stem for p in (folder / FOLDER).glob("step-*.safetensors"))
+    return int(names[-1].removeprefix("step-")) if names else 0
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = newest(folder)
     assert path is not None
@@ -47,19 +55,17 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def trial(folder: Path, options: list[str], kills: int, rng: random.Random) -> dict[str, Any]:
     """Train undisturbed, then killed; compare every tensor of the last checkpoints."""
-    begin = time.perf_counter()
     assert start(folder, "whole", options).wait() == 0
-    seconds = time.perf_counter() - begin
+    total = saved(folder / "whole")
     moments: list[int] = []
-    while len(moments) < kills:
+    for target in sorted(rng.sample(range(1, total - EVERY), kills)):
         process = start(folder, "killed", options)
-        time.sleep(rng.uniform(0.25, 0.6) * seconds)
-        if process.poll() is not None:
-            break       # it was done before the kill: fewer moments than asked for
+        while process.poll() is None and saved(folder / "killed") < target:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.1))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        path = newest(folder / "killed")
-        moments.append(load_checkpoint(path).update if path else 0)
+        moments.append(saved(folder / "killed"))
     assert start(folder, "killed", options).wait() == 0
     ours, theirs = tensors(folder / "killed"), tensors(folder / "whole")
     different = [n for n in theirs if n not in ours or not torch.equal(ours[n], theirs[n])]
