@@ -287,19 +287,26 @@ def recipe_facts(config: RunConfig) -> dict[str, str]:
 
 def prove(model: nn.Module, plan: UpdatePlan, data: Dataset, compiled: Compiled, config: RunConfig, folder: RunFolder,
           journal: Journal, go_on: GoOn) -> tuple[Measured, Validation]:
-    """Record a few steps in PyTorch, take the same steps in C, measure and compare. model: a copy, left as it was.
+    """Record a few steps in PyTorch, or take those of `train.trace`; take the same steps in C, measure and compare.
+    model: a copy, left as it was.
 
     go_on: called after every step of either; raises when the proof is no longer wanted.
     """
     from algorithm import record_trace
     from algorithm.training.schedule import learning_rates
+    from algorithm.training.trace import load_trace_of
     from runtime.simulator import Simulator
     from runtime.validate import replay
     steps = min(config.train.trace_steps, config.train.steps or len(data), len(data))
+    path = folder.file("trace.safetensors")
     with journal.stage("trace"):
-        lrs = learning_rates(config.train, len(data))[:steps]
-        trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], lrs, config.train.momentum,
-                             folder.file("trace.safetensors"), on_step=lambda *_: go_on())
+        if config.train.trace is not None:
+            trace = load_trace_of(config.train.trace, model, plan)
+            trace.save(path)
+        else:
+            lrs = learning_rates(config.train, len(data))[:steps]
+            trace = record_trace(model, plan, data.images[:steps], data.labels[:steps], lrs, config.train.momentum, path,
+                                 on_step=lambda *_: go_on())
     with journal.stage("build"):
         simulator = Simulator(folder.path / "c", compiled.program, build_of(config))
     with simulator:

@@ -125,6 +125,7 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--epochs", "train.epochs", "passes over the training images"),
     ("--steps", "train.steps", "stop training after so many steps"),
     ("--trace_steps", "train.trace_steps", "steps that the C is compared over"),
+    ("--trace", "train.trace", "a recorded run that the C is held against, instead of one recorded here"),
     ("--seed", "train.seed,data.seed,model.seed", "seed of images, order and initial values"),
     ("--output", "output.dir", "folder of the run folders"),
     ("--run_dir", "output.dir", "another name of --output"),

@@ -8,7 +8,7 @@ from typing import Any
 
 # What no training step depends on, so that a stopped training goes on when it changes.
 FREE = ("monitor", "compile.compiler", "compile.optimize", "data.test_images", "train.eval_batch",
-        "train.checkpoint_every", "train.threads", "train.trace_steps")
+        "train.checkpoint_every", "train.threads", "train.trace_steps", "train.trace")
 LENGTH = ("train.epochs", "train.steps")
 
 

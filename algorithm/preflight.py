@@ -34,6 +34,8 @@ def preflight(config: RunConfig) -> None:
         classes = len(counts) if counts is not None else config.data.known_classes or 0
         total = sum(counts) if images is None and counts is not None else classes * (images or 0)
         check_steps(config.train.steps, config.train.epochs, total)
+    if config.train.trace is not None and not Path(config.train.trace).is_file():
+        raise ConfigError(f"no recorded run at {config.train.trace}: give a trace.safetensors with --trace (train.trace)")
     check_monitor(config.monitor)
 
 

@@ -34,6 +34,9 @@ class TrainConfig(Section):
                                 "little from more); evaluation takes a batch a core; null = PyTorch's choice")
     trace_steps: int = Field(default=20, ge=1, description="steps that the C is compared over, at most one a training image")
 
+    trace: str | None = Field(default=None, description="a recorded run that the C is held against, instead of one recorded "
+                              "here (trace.safetensors, from python -m algorithm train --record_trace N, perhaps on a GPU)")
+
     @field_validator("augment", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
@@ -42,6 +45,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _used(self) -> TrainConfig:
+        if self.trace is not None and self.changed("trace_steps"):
+            raise ValueError("trace_steps has no effect beside trace, which has its own number: leave one out")
         if self.schedule == "constant" and self.min_lr:
             raise ValueError("min_lr has no effect on a constant learning rate: set schedule to linear or cosine, or leave "
                              "min_lr out")

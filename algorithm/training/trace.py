@@ -174,6 +174,23 @@ def rates(lr: float | np.ndarray, steps: int) -> np.ndarray:
     return np.full(steps, found) if found.ndim == 0 else found
 
 
+def load_trace_of(path: str | Path, model: nn.Module, plan: UpdatePlan) -> Trace:
+    """A trace that was recorded from this model's weights under this plan, wherever it was recorded. Raises CheckpointError,
+    saying what differs."""
+    trace = Trace.load(path)
+    theirs, ours = trace.plan.parameters, plan.parameters
+    odd = next((n for n in [*ours, *theirs] if ours.get(n) != theirs.get(n)), None)
+    if odd is not None:
+        raise CheckpointError(f"{path} was recorded under another update plan ({odd!r} is trained otherwise): give its own, "
+                              "the plan.yaml beside it, with --plan")
+    named = dict(model.named_parameters())
+    for name, value in trace.init.items():
+        if not np.array_equal(named[name].detach().cpu().numpy(), value):
+            raise CheckpointError(f"{path} was recorded from other weights ({name!r} differs): give the checkpoint that it "
+                                  "was recorded from with --weights")
+    return trace
+
+
 def trained_part(whole: np.ndarray, choice: str | Slice) -> np.ndarray:
     """Of a parameter, what the plan trains."""
     return np.take(whole, choice.index, 1 if choice.axis == "cols" else 0) if isinstance(choice, Slice) else whole
