@@ -281,7 +281,7 @@ def recipe_facts(config: RunConfig) -> dict[str, str]:
     augment = "" if t.augment == "off" else f", augmentation: {t.augment}"
     passes = f"{t.epochs} passes" if t.epochs > 1 else "1 pass"
     own = t.changed("lr", "schedule", "epochs", "warmup", "min_lr", "augment", "momentum")
-    why = "" if own else "; the default, which measured best over three tasks (docs/results.md)"
+    why = "" if own else "; the default, the best of coarse readings on three tasks (docs/results.md)"
     return {"recipe": f"{passes}, learning rate {rate}{warmup}{augment}{why}"}
 
 
