@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from algorithm.recipes import distributed
 from algorithm.recipes.checkpoint import newest
@@ -87,6 +89,30 @@ def test_a_silent_process_is_waited_for_within_bounds(tmp_path: Path, monkeypatc
 
     assert together(work) == [1, -signal.SIGKILL]
     assert "does not answer" in (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["whole", "dead"])
+def test_no_wrapper_outlives_the_group(dies: bool, tmp_path: Path) -> None:
+    """It would end the group with Python's lock in hand while gloo's thread waits for that: now and then, for ever."""
+    def work(rank: int) -> None:
+        destroy = distributed.dist.destroy_process_group
+
+        def ended() -> None:
+            left = sum(type(o) is nn.parallel.DistributedDataParallel for o in gc.get_objects())
+            (tmp_path / f"left-{rank}").write_text(str(left))
+            destroy()
+        distributed.dist.destroy_process_group = ended
+        asked = 0
+
+        def stop() -> None:
+            nonlocal asked
+            asked += 1
+            if dies and rank == 1 and asked == 3:
+                die()
+        trained(tmp_path, stop=stop)
+
+    assert together(work) == ([1, -signal.SIGKILL] if dies else [0, 0])
+    assert [p.read_text() for p in sorted(tmp_path.glob("left-*"))] == ["0"] * (1 if dies else 2)
 
 
 def test_a_stop_of_one_process_stops_all_after_the_same_update(tmp_path: Path) -> None:
