@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import algorithm.recipes.checkpoint as checkpoint
 import algorithm.recipes.training as training
 import algorithm.training.checkpoint as files
+from algorithm.recipes.checkpoint import newest
+from algorithm.training.stopping import stop_between_steps
 from tests.algorithm.recipes.forks import RICH, SLICED, beside, die, differing, end_of, trained
 from tests.algorithm.recipes.small import tensors
 
@@ -131,6 +135,29 @@ def test_a_stop_saves_what_was_made(whole: dict[str, Path], tmp_path: Path) -> N
         trained(tmp_path, *KINDS["all of it"], stop=stop)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["best.safetensors", "latest.safetensors", *(f"step-0000000{n}.safetensors" for n in (2, 4, 5))]
+    trained(tmp_path, *KINDS["all of it"])
+    assert differing(tensors(tmp_path), tensors(whole["all of it"])) == []
+
+
+def test_a_sigterm_to_all_its_processes_is_a_stop(whole: dict[str, Path], tmp_path: Path) -> None:
+    """As torchrun sends it: the processes that read images get it, too, and read on until the update is made."""
+    def work() -> None:
+        os.setsid()
+        asked = 0
+        with stop_between_steps() as check:
+            def stop() -> None:
+                nonlocal asked
+                asked += 1
+                if asked == 3:
+                    os.killpg(0, signal.SIGTERM)
+                    time.sleep(0.5)     # a worker that ended would be noticed here
+                elif asked == 4:
+                    check()
+            with pytest.raises(KeyboardInterrupt):
+                trained(tmp_path, *KINDS["all of it"], {"recipe": {"workers": 1}}, stop=stop)
+
+    assert end_of(beside(work)) == 0
+    assert newest(tmp_path) == tmp_path / "checkpoints/step-00000004.safetensors"
     trained(tmp_path, *KINDS["all of it"])
     assert differing(tensors(tmp_path), tensors(whole["all of it"])) == []
 
