@@ -15,7 +15,8 @@ TRACE, PLAN = "trace.safetensors", "plan.yaml"
 
 def record(experiment: Experiment, folder: Path, steps: int, say: Callable[[str], None]) -> None:
     """Write `trace.safetensors` and `plan.yaml` into the work folder: `steps` steps of batch-1 SGD on the first training
-    images, at the main job's learning rate, from the newest checkpoint, on the training's device in full float32.
+    images, at the main job's learning rate, from the newest checkpoint and by its plan, on the training's device in full
+    float32.
 
     Raises DataError where there are fewer images.
     """
@@ -24,11 +25,12 @@ def record(experiment: Experiment, folder: Path, steps: int, say: Callable[[str]
     from algorithm.data.dataset import resize
     from algorithm.data.streams import open_streams
     from algorithm.recipes.devices import find_device
-    from algorithm.sparse import resolve_plan
+    from algorithm.sparse.plan import UpdatePlan
     from algorithm.training.trace import record_trace
     path = checkpoint_file(folder)
-    model = open_model(Asked(path, experiment, header_of(path), [], ema=False))
-    plan = resolve_plan(experiment.plan, model)
+    said = header_of(path)
+    model = open_model(Asked(path, experiment, said, [], ema=False))
+    plan = UpdatePlan.from_dict(said["plan"])   # as it was trained: the rule, on trained weights, may choose other columns
     stream, _ = open_streams(experiment.data, say)
     if steps > len(stream):
         raise DataError(f"output.record_trace={steps} is more than the {len(stream)} training images: record fewer")

@@ -134,9 +134,10 @@ def _same(loaded: Any) -> Any:
 
 
 def _in_worker(_: int) -> None:
-    """Ctrl-C is the training's to answer, and what it answers to SIGTERM is not a worker's: that one ends."""
+    """Ctrl-C is the training's to answer, and so is a SIGTERM, which torchrun sends to all of its processes: it wants
+    batches up to the update that it stops after. A second one ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def _loaded(loader: DataLoader[Any], stream: Stream) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:

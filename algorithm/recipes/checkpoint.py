@@ -129,6 +129,20 @@ class Keeper:
         for part in self.folder.glob(f".*{SUFFIX}.*.tmp"):
             part.unlink(missing_ok=True)
 
+    def mend(self, found: Checkpoint) -> None:
+        """The names of what a training goes on from, where it was killed before it had them, or they were the damaged
+        one's. A better one is saved at once, so where `best` is of another accuracy, it is this one's."""
+        if found.path.parent.resolve() != self.folder.resolve():
+            return
+        _also_called(found.path, self.folder / f"{LATEST}{SUFFIX}")
+        best = self.folder / f"{BEST}{SUFFIX}"
+        try:
+            known = load_checkpoint(best).best
+        except CheckpointError:
+            known = None
+        if known != found.best:
+            _also_called(found.path, best)
+
     def path(self, update: int) -> Path:
         return self.folder / f"step-{update:08d}{SUFFIX}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +80,8 @@ def joined(world: World, device: torch.device, last_checkpoint: Any = None) -> I
     """Within it the processes can talk: nccl between GPUs, gloo between CPUs.
 
     A process that ends or falls silent makes every other one leave with a DistributedError, at once or after TIMEOUT.
-    last_checkpoint: called then, for what to say of what is saved.
+    last_checkpoint: called then, for what to say of what is saved. A model wrapped in DistributedDataParallel must not
+    outlive it: the wrapper would end the group with Python's lock in hand, waiting for a thread of gloo's that wants it.
     """
     if world.size == 1:
         yield
@@ -87,8 +90,11 @@ def joined(world: World, device: torch.device, last_checkpoint: Any = None) -> I
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size,
                                 timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
         yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or any(s in str(error).lower() for s in _SIGNS)):
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)     # they may hold a wrapped model
+        gc.collect()
+        if not isinstance(error, RuntimeError) or not (
+                isinstance(error, dist.DistError) or any(s in str(error).lower() for s in _SIGNS)):
             raise
         saved = last_checkpoint() if last_checkpoint else None
         raise DistributedError(f"process {world.rank} of {world.size}: another process ended or does not answer "

@@ -108,6 +108,8 @@ def find_checkpoint(experiment: Experiment, folder: Path, world: World, say: Cal
         return None
     found = load_checkpoint(path)
     check_goes_on(found, settings_of(experiment))
+    if world.first:
+        Keeper(folder, experiment.recipe.keep).mend(found)
     return found
 
 

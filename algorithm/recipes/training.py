@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -263,6 +264,9 @@ class Training:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.world.size > 1:     # the wrapper goes while the processes still talk: see `distributed.joined`
+            self.forward = self.model
+            gc.collect()
         self.applied.close()
 
 

@@ -142,6 +142,7 @@ def test_a_trace_of_the_devices_steps_is_what_the_c_code_computes(engine: Engine
                                                                  capsys: pytest.CaptureFixture[str]) -> None:
     """`--record_trace`: from the trained weights, by the plan of the training; replayed in C it is proven."""
     from algorithm.models import build_model, input_scale_shift
+    from algorithm.sparse import resolve_plan
     from algorithm.sparse.plan import UpdatePlan
     from algorithm.training import save_model
     from algorithm.training.trace import Trace
@@ -157,15 +158,20 @@ def test_a_trace_of_the_devices_steps_is_what_the_c_code_computes(engine: Engine
     module.newest = lambda folder: file  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "algorithm.recipes.checkpoint", module)
 
+    plans: list[UpdatePlan] = []
+
     def trained(update: int) -> None:
         if update == 3:
-            save_model(build_model(engine.orders[0][0].model.model_copy(update={"seed": 9})), file)
+            order = engine.orders[0][0]
+            plans.append(resolve_plan(order.plan, build_model(order.model)))    # of the start, as a training's is
+            save_model(build_model(order.model.model_copy(update={"seed": 9})), file, plan=plans[0].to_dict())
     engine.at_update = trained
     assert main(["train", *DRY, "--config", "training/with_plan.yaml", "--experiment", "x", "--record_trace", "3",
                  "--threads", "1", "model.extra.depth=2", "plan.n_weight_update={attention: 1}"]) == 0
     assert "trace of 3 of the device's steps" in capsys.readouterr().err
     trace, plan = Trace.load(Path("work/x/trace.safetensors")), UpdatePlan.load("work/x/plan.yaml")
     model = build_model(engine.orders[0][0].model.model_copy(update={"weights": str(file)}))
+    assert plan.parameters == plans[0].parameters != resolve_plan(engine.orders[0][0].plan, model).parameters
     assert len(trace.losses64) == 3 and trace.init.keys() == plan.parameters.keys()
     assert (trace.init["head.weight"] == model.state_dict()["head.weight"].numpy()).all()
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +60,3 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def processes(code: str, world: int = 2) -> list[subprocess.CompletedProcess[str]]:
-    """Python code run by `world` processes as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world)]
-    done = []
-    for process in started:
-        try:
-            out, err = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            for p in started:
-                p.kill()
-            raise
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
