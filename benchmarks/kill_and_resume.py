@@ -18,13 +18,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
+if TYPE_CHECKING:
+    import torch
 
-from algorithm.recipes.checkpoint import FOLDER, newest
-
+# PyTorch is imported where it is used, so that `--help` comes at once.
 EVERY = 7   # updates between checkpoints
 COMMON = ["--config", "training/dry_run.yaml", "--threads", "1", "--workers", "0", "--no_wandb", "--epochs", "12",
           "--batch-size", "8", "monitor.vis_freq=null", "monitor.analysis_freq=null", f"recipe.checkpoint_every={EVERY}"]
@@ -43,11 +42,14 @@ def start(folder: Path, name: str, options: list[str]) -> subprocess.Popen[bytes
 
 def saved(folder: Path) -> int:
     """Updates that the newest checkpoint has behind it, by its name: it may be in the middle of being written."""
-    names = sorted(p.stem for p in (folder / FOLDER).glob("step-*.safetensors"))
+    names = sorted(p.stem for p in (folder / "checkpoints").glob("step-*.safetensors"))
     return int(names[-1].removeprefix("step-")) if names else 0
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    from algorithm.recipes.checkpoint import newest
     path = newest(folder)
     assert path is not None
     return load_file(path)
@@ -67,6 +69,7 @@ def trial(folder: Path, options: list[str], kills: int, rng: random.Random) -> d
         process.wait()
         moments.append(saved(folder / "killed"))
     assert start(folder, "killed", options).wait() == 0
+    import torch
     ours, theirs = tensors(folder / "killed"), tensors(folder / "whole")
     different = [n for n in theirs if n not in ours or not torch.equal(ours[n], theirs[n])]
     return {"saved_up_to_at_each_kill": moments, "tensors": len(theirs), "different": different}

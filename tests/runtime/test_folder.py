@@ -476,8 +476,12 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
 
 
 # -- which settings a training goes on under --------------------------------------------------------
+CONSTANT = ["train.schedule=constant"]
+
+
 @pytest.mark.parametrize(("old", "new", "goes_on"), [
-    ([], ["train.epochs=9"], True), (["train.epochs=9"], [], False),
+    (CONSTANT, [*CONSTANT, "train.epochs=9"], True), ([*CONSTANT, "train.epochs=9"], CONSTANT, False),
+    ([], ["train.epochs=9"], False),        # the rate would have fallen otherwise
     (["train.steps=5"], ["train.steps=6"], True), (["train.steps=5"], [], True), ([], ["train.steps=5"], False),
     (["train.steps=6"], ["train.steps=5"], False),
     ([], ["compile.compiler=gcc"], True), ([], ["compile.max_recompute=2"], False),
