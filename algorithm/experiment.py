@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
 
+from pydantic import Field, model_validator
+
+from algorithm.continuing import flat
 from algorithm.data.config import DataConfig
-from algorithm.models.config import ModelConfig
+from algorithm.models.config import GramConfig, ModelConfig
 from algorithm.monitor.config import MonitorConfig
 from algorithm.recipes.config import RecipeConfig
-from algorithm.schema import Section
+from algorithm.schema import Section, without_aliases
 from algorithm.sparse.config import PlanConfig
+
+# what no update depends on: a training goes on when it changes
+FREE = ("monitor", "output", "recipe.workers", "recipe.prefetch", "recipe.pin_memory", "recipe.batch_eval",
+        "recipe.eval_every", "recipe.eval_ema", "recipe.progress_every", "recipe.checkpoint_every", "recipe.save_freq",
+        "recipe.keep", "recipe.threads", "recipe.device", "data.max_broken")
 
 
 class WorkConfig(Section):
@@ -24,11 +33,39 @@ class WorkConfig(Section):
 
 
 class Experiment(Section):
-    """Everything a training by recipe needs; saved resolved into its work folder."""
+    """Everything a training by recipe needs; saved resolved into its work folder.
 
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    Unlike the main job it begins, unless asked otherwise, with timm's plain model from random weights and all images.
+    """
+
+    model: ModelConfig = ModelConfig(weights="none", head_init="timm", gram=GramConfig(enabled=False))
+    data: DataConfig = DataConfig(images_per_class=None, test_images=None)
     plan: PlanConfig = PlanConfig(enable_backward_config=False)
     recipe: RecipeConfig = RecipeConfig()
     monitor: MonitorConfig = MonitorConfig()
     output: WorkConfig = WorkConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_its_own_defaults(cls, raw: Any) -> Any:
+        """A model or data set given as a mapping lies over the defaults above, not over those of the main job."""
+        if not isinstance(raw, dict):
+            return raw
+        raw = without_aliases(raw, cls)
+        defaults = {name: cls.model_fields[name].default.model_dump(exclude_unset=True) for name in ("model", "data")}
+        return {**raw, **{n: {**d, **raw[n]} for n, d in defaults.items() if isinstance(raw.get(n), dict)}}
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What makes two trainings the same: all but the orders to go on or to start again."""
+    return experiment.model_dump(mode="json", exclude={"output": {"fresh", "resume"}})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what a training under the settings `old` does not go on under `new`: "recipe.batch: 8 there, 16 here"; "" = it
+    does."""
+    before, now = flat(old), flat(new)
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)
+               and not any(k == f or k.startswith(f + ".") for f in FREE)]
+    told = ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in changed[:3])
+    return f"{told} and {len(changed) - 3} more" if len(changed) > 3 else told

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithm.data.config import FROM_A_FOLDER
+from algorithm import ancestor
+from algorithm.data.config import FROM_A_FOLDER, READ_BY
 from algorithm.errors import ConfigError
-from algorithm.schema import Section, nearest, one_line, section_of
-from algorithm.sparse.config import CHOICES
+from algorithm.schema import Section, nearest, one_line, section_of, without_aliases
+from algorithm.sparse.config import CHOICES, unread
 from algorithm.textfile import parse_yaml, read_mapping
 
 Tree = dict[str, Any]
+Translate = Callable[[Tree, str], Tree]  # what a file holds, and where that stands, for errors -> sections
+INSTEAD = (("schedule", ("epochs",), ("total_steps",)), ("schedule", ("warmup_epochs",), ("warmup_steps",)),
+           ("optim", ("lr",), ("base_lr", "lr_base_size", "lr_base_scale")))  # of a recipe: either takes the other's place
+OF_BATCHES = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing", "crop_pct")
 IMPLIED_BY = {"file": ("file",), "rule": ("rule",), "auto": ("merit", "weights")}  # naming these chooses them
 
 
-def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = ()) -> Tree:
+def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: tuple[Path, ...] = (),
+                     translate: Translate | None = None) -> Tree:
     """A YAML file over its `include` (a path or a list, relative to the file), as a mapping. Raises ConfigError.
 
-    base: the folder of shipped configurations, for a path that does not exist by itself.
+    The ancestor's sections (`backward_config` and its like) are read, too, and come back as ours.
+    base: the folder of shipped configurations, for a path that does not exist by itself. translate: for files that may
+    be written in other words than the sections'.
     """
     path = Path(path)
     if not path.exists() and (base / path).is_file():
@@ -31,10 +39,12 @@ def read_config_file(path: str | Path, base: Path, root: type[Section], _seen: t
     include = [include] if isinstance(include, str) else include
     if not isinstance(include, list) or not all(isinstance(i, str) for i in include):
         raise ConfigError(f"config file {path}: include must be a path or a list of paths")
-    check_keys(raw, root, f"config file {path}")
+    if translate:
+        raw = translate(raw, f"config file {path}")
+    raw = _checked(ancestor.translate(raw, root, f"config file {path}"), root, f"config file {path}")
     merged: Tree = {}
     for other in include:
-        merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve())))
+        merged = over(merged, read_config_file(path.parent / other, base, root, (*_seen, path.resolve()), translate))
     return over(merged, raw)
 
 
@@ -49,6 +59,9 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"{item!r} is not an override: write section.key=value, for example train.lr=0.01")
+        if key.partition(".")[0] in ancestor.NAMES:
+            raise ConfigError(f"override {key!r} is a key of the ancestor, which is read from --config files alone: write "
+                              "it there, or ours here (plan.rule.n_weight_update, model.img_size, train.lr, ...)")
         if key in given:
             raise ConfigError(f"override {key!r} is given twice: leave one out")
         given.add(key)
@@ -57,8 +70,7 @@ def command_line(values: Mapping[str, Any], overrides: Sequence[str], root: type
         except ValueError as error:
             raise ConfigError(f"override {item!r} has a malformed value: {one_line(error)}") from None
         _set(tree, key, value)
-    check_keys(tree, root, "the command line")
-    return tree
+    return _checked(tree, root, "the command line")
 
 
 def _set(tree: Tree, dotted: str, value: Any) -> None:
@@ -70,11 +82,21 @@ def _set(tree: Tree, dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+def _checked(tree: Tree, root: type[Section], where: str) -> Tree:
+    """The layer under the sections' own names of keys, all of which exist. Raises ConfigError."""
+    try:
+        tree = without_aliases(tree, root)
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {where})") from None
+    check_keys(tree, root, where)
+    return tree
+
+
 def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "") -> None:
     """Raise ConfigError at a key that the section does not have, and at a section that is no mapping."""
     for key, value in tree.items():
         if key not in section.model_fields:
-            hint = nearest(key, list(section.model_fields))
+            hint = nearest(key, [*section.model_fields, *section.aliases])
             raise ConfigError(f"unknown configuration key {prefix + key!r}{hint} in {where}")
         inner = section_of(section.model_fields[key].annotation)
         if inner is not None:
@@ -87,12 +109,13 @@ def check_keys(tree: Tree, section: type[Section], where: str, prefix: str = "")
 def over(base: Tree, layer: Tree) -> Tree:
     """`layer` over `base`, both checked by `check_keys`.
 
-    Where the layer chooses another kind of plan, another data set, or turns an addition off, what the base gave for the
-    one before goes. Where it names a plan's file or rule, or a data folder, and chooses nothing, it chooses that.
+    Where the layer chooses another kind of plan, another data set, another policy of augmentation, turns an addition off, or
+    gives the length or the learning rate of a recipe in another way, what the base gave for the one before goes. Where it
+    names a plan's file or rule, or a data folder, and chooses nothing, it chooses that.
     """
     base = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
     layer = {k: dict(v) if isinstance(v, dict) else v for k, v in layer.items()}
-    for adjust in (_plan, _data, _additions):
+    for adjust in (_plan, _data, _additions, _recipe, _policy):
         adjust(base, layer)
     return _merge(base, layer)
 
@@ -104,22 +127,39 @@ def _plan(base: Tree, layer: Tree) -> None:
         if implied is None:
             return
         plan["choose"] = implied
-    unread = {n for c, names in CHOICES.items() if c != plan["choose"] for n in names}
-    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in unread}
+    dropped = unread(plan["choose"]) if plan["choose"] in CHOICES else []
+    base["plan"] = {k: v for k, v in base.get("plan", {}).items() if k not in dropped}
 
 
 def _data(base: Tree, layer: Tree) -> None:
     data, known = layer.get("data", {}), base.get("data", {})
     if data.get("data_root") is not None and "name" not in data and known.get("name") not in FROM_A_FOLDER:
         data["name"] = "imagefolder"
-    elif "name" in data and data["name"] not in FROM_A_FOLDER:
-        base["data"] = {k: v for k, v in known.items() if k not in ("data_root", "download")}
+    if "name" in data:
+        unread = {option for option, sources in READ_BY.items() if data["name"] not in sources}
+        base["data"] = {k: v for k, v in known.items() if k not in unread}
 
 
 def _additions(base: Tree, layer: Tree) -> None:
     for key in ("gram", "lora"):
         if layer.get("model", {}).get(key, {}).get("enabled") is False:
             base.get("model", {}).pop(key, None)
+
+
+def _recipe(base: Tree, layer: Tree) -> None:
+    for part, one, other in INSTEAD:
+        given = layer.get("recipe", {}).get(part, {})
+        for mine, theirs in ((one, other), (other, one)):
+            known = base.get("recipe", {}).get(part, {})
+            if any(given.get(n) is not None for n in mine) and any(n in known for n in theirs):
+                base["recipe"] = {**base["recipe"], part: {k: v for k, v in known.items() if k not in theirs}}
+
+
+def _policy(base: Tree, layer: Tree) -> None:
+    """What any policy of augmentation goes with stays."""
+    policy, known = layer.get("recipe", {}).get("augment", {}).get("policy"), base.get("recipe", {}).get("augment", {})
+    if policy is not None and policy != known.get("policy"):
+        base["recipe"] = {**base.get("recipe", {}), "augment": {k: v for k, v in known.items() if k in OF_BATCHES}}
 
 
 def _merge(base: Tree, layer: Tree) -> Tree:

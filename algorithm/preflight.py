@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from algorithm.config import RunConfig
-from algorithm.data.config import CLASSES, DataConfig
-from algorithm.data.folders import find_files
+from algorithm.data.config import CIFAR, OF_IMAGE_FILES, DataConfig
+from algorithm.data.imagenet import data_files
 from algorithm.errors import ConfigError, DataError, PlanError
 from algorithm.models.sources import check_source, timm_name
-from algorithm.monitor.config import MonitorConfig
+from algorithm.monitor.config import LogConfig
 from algorithm.sparse.config import PlanChoice
 from algorithm.sparse.order import check_merit
 from algorithm.sparse.plan import VERSION, UpdatePlan
@@ -31,9 +31,11 @@ def preflight(config: RunConfig) -> None:
     counts = check_data(config.data, config.model.num_classes)
     images = config.data.images_per_class
     if counts is not None or images is not None:
-        classes = len(counts) if counts is not None else CLASSES.get(config.data.name, 0)
+        classes = len(counts) if counts is not None else config.data.known_classes or 0
         total = sum(counts) if images is None and counts is not None else classes * (images or 0)
         check_steps(config.train.steps, config.train.epochs, total)
+    if config.train.trace is not None and not Path(config.train.trace).is_file():
+        raise ConfigError(f"no recorded run at {config.train.trace}: give a trace.safetensors with --trace (train.trace)")
     check_monitor(config.monitor)
 
 
@@ -57,23 +59,23 @@ def check_data(config: DataConfig, num_classes: int) -> list[int] | None:
 
     Returns the number of training images by class, None where only loading tells.
     """
-    classes, counts = CLASSES.get(config.name), None
-    if config.name == "imagefolder":
-        if config.data_root is None:
-            raise DataError("imagefolder needs data.data_root (--data_root): the folder with the images")
-        train, _, names = find_files(Path(config.data_root))
+    classes, each = config.known_classes, config.known_each
+    counts = [each] * classes if classes is not None and each is not None else None
+    names = [str(c) for c in range(classes or 0)]
+    if config.name in OF_IMAGE_FILES:
+        train, _, names = data_files(config, warn=_later)
         by_label = Counter(label for _, label in train)
         classes, counts = len(names), [by_label[i] for i in range(len(names))]
-        short = next((i for i, n in enumerate(counts) if n < (config.images_per_class or 0)), None)
-        if short is not None:
-            raise DataError(f"class {names[short]!r} has {counts[short]} images to train on (held-out ones not counted), "
-                            f"{config.images_per_class} asked for; lower data.images_per_class (--images_per_class)")
-    elif config.name.startswith("cifar"):
+    elif config.name in CIFAR:
         if config.data_root is None:
             raise DataError(f"{config.name} needs data.data_root: the folder that holds torchvision's copy of it")
-        if not Path(config.data_root).is_dir() and not config.download:
-            raise DataError(f"{config.name} is not in {config.data_root} (no such folder); or allow it with "
-                            "data.download=true")
+        if not config.download and not (Path(config.data_root) / CIFAR[config.name]).is_dir():
+            raise DataError(f"{config.name} is not in {config.data_root} (no such folder: {CIFAR[config.name]}); or allow "
+                            "it with data.download=true")
+    short = next((i for i, n in enumerate(counts or []) if n < (config.images_per_class or 0)), None)
+    if counts is not None and short is not None:
+        raise DataError(f"class {names[short]!r} has {counts[short]} images to train on (held-out ones not counted), "
+                        f"{config.images_per_class} asked for; lower data.images_per_class (--images_per_class)")
     if classes is not None and classes > num_classes:
         raise DataError(f"the data have {classes} classes (labels 0 to {classes - 1}), the model predicts {num_classes}: "
                         f"set model.num_classes (--num_classes {classes})")
@@ -83,6 +85,10 @@ def check_data(config: DataConfig, num_classes: int) -> list[int] | None:
     return counts
 
 
+def _later(_: str) -> None:
+    """A warning that loading the data will give."""
+
+
 def check_steps(steps: int | None, epochs: int, images: int) -> None:
     """Raise ConfigError where `steps` is more than the passes over the images hold (images 0: not known)."""
     if images and steps is not None and steps > epochs * images:
@@ -90,7 +96,7 @@ def check_steps(steps: int | None, epochs: int, images: int) -> None:
                           f"set train.epochs={-(-steps // images)} (--epochs) or fewer steps")
 
 
-def check_monitor(config: MonitorConfig) -> None:
+def check_monitor(config: LogConfig) -> None:
     """Weights & Biases can be used as asked. Raises ConfigError."""
     if config.wandb == "off":
         return

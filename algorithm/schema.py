@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from algorithm.errors import ConfigError
 
@@ -17,8 +18,11 @@ class Section(BaseModel):
     """A strict configuration section: unknown keys are errors, values are validated on assignment.
 
     Numbers are finite, and true and false are no numbers. Each field's default and description are the only ones there
-    are: `configs/default.yaml` lists them (`python -m algorithm.defaults`).
+    are: `configs/default.yaml` lists them (`python -m algorithm.defaults`). `aliases`: other names that a key goes by
+    elsewhere -> the key below this section, dotted; they are read and never written.
     """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True,
                               coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -30,10 +34,41 @@ class Section(BaseModel):
             raise ValueError("true and false (yes, no, on, off) do not fit here")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, raw: Any) -> Any:
+        return without_aliases(raw, cls) if cls.aliases and isinstance(raw, dict) else raw
+
     def changed(self, *names: str) -> list[str]:
         """Those of the fields `names` whose value is not the default: what was given, perhaps in vain."""
         default = type(self).model_construct()
         return [n for n in names if getattr(self, n) != getattr(default, n)]
+
+
+def without_aliases(raw: Mapping[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """`raw`, a mapping for the section, with the section's own key in the place of each alias, also in sections inside.
+
+    Raises ValueError where a key and its alias are given and differ.
+    """
+    out = dict(raw)
+    for key, value in raw.items():
+        inner = section_of(section.model_fields[key].annotation) if key in section.model_fields else None
+        if inner is not None and isinstance(value, dict):
+            out[key] = without_aliases(value, inner, f"{prefix}{key}.")
+    for alias in [a for a in section.aliases if a in out]:
+        value, where, (*parents, last) = out.pop(alias), out, section.aliases[alias].split(".")
+        for part in parents:
+            known = where.get(part, {})
+            known = known.model_dump(exclude_unset=True) if isinstance(known, BaseModel) else known
+            if not isinstance(known, dict):
+                break               # no section: refused as such
+            where[part] = where = dict(known)
+        else:
+            if where.get(last, value) != value:
+                raise ValueError(f"{prefix}{alias}={value} is another name of {prefix}{section.aliases[alias]}, which is "
+                                 f"given as {where[last]}: leave one out")
+            where[last] = value
+    return out
 
 
 def _has_truth(value: Any) -> bool:

@@ -68,17 +68,22 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(one_line(error)) from None
 
 
+def read_text(path: Path, what: str, error: type[Exception]) -> str:
+    """A UTF-8 file. Raises `error`, one line; what: for the message, "class list" or "update plan"."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise error(f"{what} {path} is not a text file (UTF-8)") from None
+    except (OSError, ValueError) as reason:
+        raise error(f"cannot read {what} {path}: {getattr(reason, 'strerror', None) or one_line(reason)}") from None
+
+
 def read_mapping(path: Path, what: str, error: type[Exception], may_be_empty: bool = False) -> dict[str, Any]:
     """A YAML or (by its ending) JSON file that must hold a mapping. Raises `error`, one line.
 
     what: for the message, "config file" or "update plan". may_be_empty: an empty file is an empty mapping, no error.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise error(f"{what} {path} is not a text file (UTF-8)") from None
-    except (OSError, ValueError) as reason:
-        raise error(f"cannot read {what} {path}: {getattr(reason, 'strerror', None) or one_line(reason)}") from None
+    text = read_text(path, what, error)
     kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
         raw = json.loads(text, object_pairs_hook=_unique) if kind == "JSON" else parse_yaml(text)

@@ -92,7 +92,9 @@ def own_size(name: str) -> int | None:
     """The input size in pixels that timm gives a model; None for a name that it does not know."""
     import timm
 
-    known = timm.models.get_pretrained_cfg(name.split("/")[-1]) if timm.is_model(name.split("/")[-1]) else None
+    from algorithm.models.sources import SHORT_NAMES
+    name = SHORT_NAMES[name].timm if name in SHORT_NAMES else name.split("/")[-1]
+    known = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     return int(known.input_size[-1]) if known is not None else None
 
 

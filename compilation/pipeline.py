@@ -76,14 +76,18 @@ class Compiler:
         say("placing the arena")
         return self.finish(schedule, unconstrained.macs, budget)
 
-    def refusal(self, what: str, smallest: Schedule, budget: int, nearest: str | None = None) -> BudgetError:
-        """The error for a plan that does not fit: its smallest possible RAM, what binds it, what would fit."""
+    def refusal(self, what: str, smallest: Schedule, budget: int, nearest: str | None = None,
+                otherwise: str = "") -> BudgetError:
+        """The error for a plan that does not fit: its smallest possible RAM, what binds it, what would fit.
+
+        otherwise: what to say where nothing near it does.
+        """
         where = binding(smallest.program)
         text = (f"{what} needs at least {smallest.ram:,} bytes of RAM, {smallest.ram - budget:,} more than the budget of "
                 f"{budget:,} ({smallest.fixed:,} outside the arena: trained weights, state, outputs, stack); "
                 f"the arena is bound by {where}")
-        return BudgetError(text + (f"; nearest plan that fits: {nearest}" if nearest else
-                                   "; no plan of the order of merit needs less"), smallest.ram, where, nearest)
+        after = f"nearest plan that fits: {nearest}" if nearest else otherwise
+        return BudgetError(f"{text}; {after}" if after else text, smallest.ram, where, nearest)
 
     def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
         """Place, check and cost a schedule; the schedule itself stays as it is."""

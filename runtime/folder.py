@@ -21,13 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from algorithm.lock import Lock, Say
+from algorithm.naming import wrong_name
 from runtime.errors import ReportError
-from runtime.lock import Lock, Say
 from runtime.marker import MARKER, Marker, differences, remove, tree, written
 
 TRAINING = "training.safetensors"           # the checkpoint that a stopped training goes on from
 KEPT = (TRAINING, "metrics.jsonl", "wandb")     # what a run that goes on does not write anew
-LONGEST_NAME = 200                          # bytes; file systems allow 255, and we add to it
 Continues = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
 
@@ -59,7 +59,7 @@ class RunFolder:
             raise ReportError("the output folder has no name, or an impossible one: give one with --output")
         parent = Path(parent)
         path, final = parent / f".{name}.partial", parent / name
-        lock = Lock(parent / f".{name}.lock", f"the run {final}")
+        lock = Lock(parent / f".{name}.lock", f"the run {final}", ReportError)
         folder = RunFolder(path, final, Marker(name, dict(settings)), lock, say, fresh)
         try:
             folder.check_final()
@@ -277,17 +277,8 @@ def ours(target: Path, link: Path) -> bool:
 
 def check_name(name: str) -> None:
     """Raise ReportError unless a run's name is one plain, visible file name."""
-    size = len(name.encode(errors="surrogatepass"))
-    wrong = ("is empty" if not name.strip() else
-             "begins with a dot" if name.startswith(".") else
-             "is a path" if "/" in name or "\\" in name or Path(name).name != name else
-             "begins or ends with a space" if name != name.strip() else
-             "has characters that cannot be printed" if not name.isprintable() else
-             "is what the link to the last run is called" if name.casefold() == "latest" else
-             f"has {size} bytes, {LONGEST_NAME} at most" if size > LONGEST_NAME else "")
-    if wrong:
-        shown = name if len(name) <= 60 else name[:57] + "..."
-        raise ReportError(f"the name {shown!r} of the run {wrong}: give a plain name with --name (output.name)")
+    if wrong := wrong_name(name):
+        raise ReportError(f"{wrong}: give the run a plain name with --name (output.name)")
 
 
 def check_training(folder: Path) -> None:

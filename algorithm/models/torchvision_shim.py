@@ -39,3 +39,6 @@ def ensure_torchvision() -> None:
 
 ensure_torchvision()
 import timm  # noqa: E402, F401
+
+for _part in ("data", "loss", "optim", "scheduler", "utils"):   # reached through timm's name
+    importlib.import_module(f"timm.{_part}")

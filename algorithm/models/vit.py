@@ -1,4 +1,4 @@
-"""Vision transformers through timm, with the Gram residual and LoRA as additions. Names are timm's throughout."""
+"""Vision transformers through timm: variants, and the Gram residual and LoRA as additions. Names are timm's throughout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from algorithm.errors import ModelError
-from algorithm.models.additions import add_residuals
+from algorithm.models.additions import add_additions
 from algorithm.models.config import ModelConfig
-from algorithm.models.sources import timm_name
+from algorithm.models.registers import create_with_registers
+from algorithm.models.sources import SHORT_NAMES, timm_name
 from algorithm.models.torchvision_shim import timm
 from algorithm.models.weights import load_weights
 from algorithm.schema import nearest, one_line
@@ -20,23 +21,34 @@ NO_VIT = ("is not a vision transformer of timm's usual kind ({}): take another, 
           "own (python -m compilation module:function)")
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig, drop_path: float = 0.0) -> nn.Module:
     """Build a timm ViT in eval mode, float32, with its weights loaded.
 
-    The result has timm's `pretrained_cfg` (normalisation) and a `vit_config` attribute, the config it was made from.
+    drop_path: of a recipe; the share of images whose block is skipped in training mode, 0 to below 1, growing from 0 at
+    the first block to this at the last (timm's). In eval mode, and so on the device, it does nothing.
+    The result has timm's `pretrained_cfg` (normalisation) and two attributes of its own: `vit_config`, the
+    config it was made from, and `timm_arguments`, with which timm.create_model makes the same without additions.
     Raises ModelError (unknown name, impossible size) and WeightsError (bad or missing weights).
     """
     name = timm_name(config.name)
     if not timm.is_model(name):
-        raise ModelError(f"unknown timm model {config.name!r}{nearest(name, timm.list_models('*vit*'))}")
+        raise ModelError(f"unknown timm model {config.name!r}{nearest(name, [*SHORT_NAMES, *timm.list_models('*vit*')])}")
+    if not 0.0 <= drop_path < 1.0:
+        raise ModelError(f"drop_path={drop_path} is not a share of images: give 0 to below 1")
     wanted: dict[str, Any] = {
         "img_size": config.img_size, "num_classes": config.num_classes, "patch_size": config.patch_size,
         "global_pool": config.pool, **config.extra,
+        **({"drop_path_rate": drop_path} if drop_path else {}),
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
         try:
-            model = timm.create_model(name, pretrained=False, **wanted)
+            model: Any
+            model, wanted = _create(name, config, wanted)
+            # made for any size, it would resample its positions in every step: here the size is known
+            if getattr(model, "dynamic_img_size", False) and "dynamic_img_size" not in wanted:
+                model, wanted = _create(name, config, {**wanted, "dynamic_img_size": False})
+        except ModelError:
+            raise
         except Exception as error:  # timm and torch raise many classes for arguments that do not go together
             other = "unexpected keyword argument" in str(error) and "'img_size'" in str(error)
             raise ModelError(f"{config.name!r} {NO_VIT.format('it takes no img_size')}" if other else
@@ -47,14 +59,24 @@ def build_model(config: ModelConfig) -> nn.Module:
         raise ModelError(f"model.img_size={config.img_size} is smaller than one patch of {config.name!r}: "
                          "give a larger size, or model.patch_size")
     model.vit_config = config
-    add_residuals(model, config, token_count(model))
+    model.timm_arguments = {"model_name": name, **{k: v for k, v in wanted.items() if v is not None}}
+    add_additions(model, config, token_count(model))
     if config.gram.enabled and not isinstance(model, timm.models.VisionTransformer):
         _check_gram(model, config)
     load_weights(model, config.weights, name)
     if config.head_init == "zeros" and isinstance(model.head, nn.Linear) and not getattr(model, "head_loaded", False):
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
-    return model.eval()
+    built: nn.Module = model.eval()
+    return built
+
+
+def _create(name: str, config: ModelConfig, wanted: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with random weights by the configuration's seed, and the arguments it was made with."""
+    torch.manual_seed(config.seed)
+    if config.variant == "register":
+        return create_with_registers(name, config, wanted)
+    return timm.create_model(name, pretrained=False, **wanted), wanted
 
 
 def _check_gram(model: nn.Module, config: ModelConfig) -> None:

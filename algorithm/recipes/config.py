@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from algorithm.schema import SEED_MAX, Section
+from algorithm.schema import SEED_MAX, Section, nearest
 
 
 class OptimConfig(Section):
@@ -54,18 +55,40 @@ class ScheduleConfig(Section):
         return self
 
 
+_WHOLE, _DECIMAL = r"\d+", r"\d+(\.\d+)?"
+_AA_PARTS: dict[str, dict[str, str]] = {  # of timm's texts: the parts after the first dash and what each may hold
+    "rand": {"m": _WHOLE, "n": _WHOLE, "p": _DECIMAL, "mstd": _DECIMAL, "mmax": _WHOLE, "inc": "[01]",
+             "t": "weights|3a|3aw"},
+    "augmix": {"m": _WHOLE, "w": _WHOLE, "d": _WHOLE, "a": _DECIMAL, "b": "[01]", "mstd": _DECIMAL},
+    **{name: {"mstd": _DECIMAL} for name in ("original", "originalr", "v0", "v0r", "3a")}}
+
+
+def check_auto_augment(text: str) -> None:
+    """Raise ValueError at a text that timm's AutoAugment, RandAugment or AugMix would not take, or would take in part."""
+    first, *parts = text.split("-")
+    if first not in _AA_PARTS:
+        raise ValueError(f"{first!r} is no policy of timm{nearest(first, list(_AA_PARTS))}")
+    known = _AA_PARTS[first]
+    for part in parts:
+        key = next((k for k, value in known.items() if re.fullmatch(f"{k}({value})", part)), None)
+        if key is None:
+            raise ValueError(f"{part!r} is no part of {first}: it takes {', '.join(known)}, each with its number, as in "
+                             "rand-m9-mstd0.5-inc1")
+
+
 class AugmentConfig(Section):
     """Random changes of training images and labels, by timm's and torchvision's parts."""
 
-    policy: Literal["none", "timm", "three"] = Field(default="timm", description="none: resize and crop as in evaluation; "
-                                                     "timm: its transform; three: DeiT III's 3-Augment")
+    policy: Literal["none", "timm", "three"] = Field(default="timm", description="none: resize and centre crop; timm: its "
+                                                     "transform; three: DeiT III's 3-Augment")
     aa: str | None = Field(default=None, description="timm's text: rand-m9-mstd0.5-inc1, augmix-..., original; null = none")
     scale: list[float] = Field(default=[0.08, 1.0], min_length=2, max_length=2, description="area of random crops")
     ratio: list[float] = Field(default=[0.75, 4 / 3], min_length=2, max_length=2, description="aspect of random crops")
     hflip: float = Field(default=0.5, ge=0, le=1, description="share of images that are mirrored")
     vflip: float = Field(default=0.0, ge=0, le=1, description="share of images that are turned upside down")
     color_jitter: float = Field(default=0.0, ge=0, description="of timm's ColorJitter; not beside aa")
-    simple_crop: bool = Field(default=False, description="resize, then a random crop with padding")
+    simple_crop: bool = Field(default=False, description="DeiT III's: resize, then a random crop of the image reflected by "
+                              "4 pixels, instead of scale and ratio")
     reprob: float = Field(default=0.0, ge=0, le=1, description="share of images with a random rectangle erased")
     remode: Literal["const", "rand", "pixel"] = Field(default="pixel", description="what fills the rectangle")
     recount: int = Field(default=1, ge=1, description="rectangles an image")
@@ -75,8 +98,38 @@ class AugmentConfig(Section):
     mixup_switch_prob: float = Field(default=0.5, ge=0, le=1, description="of CutMix where both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = Field(default="batch", description="what is mixed at once")
     smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
-    interpolation: str = Field(default="random", description="of training images: random, bilinear, bicubic")
+    interpolation: Literal["random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = Field(
+        default=None, description="of training images; random: bilinear or bicubic; null = random with timm's random crop, "
+        "else bicubic")
     crop_pct: float | None = Field(default=None, gt=0, le=1, description="eval crop ratio; null = the model's own")
+
+    @model_validator(mode="after")
+    def _of_the_policy(self) -> AugmentConfig:
+        idle = {"none": self.changed("aa", "scale", "ratio", "hflip", "vflip", "color_jitter", "simple_crop", "reprob",
+                                     "remode", "recount"),
+                "three": self.changed("aa"), "timm": []}[self.policy]
+        if idle:
+            raise ValueError(f"{idle[0]} has no effect with policy={self.policy}: leave it out, or set policy=timm")
+        if self.simple_crop and self.changed("scale", "ratio"):
+            raise ValueError("scale and ratio are of the random resized crop, simple_crop takes its place: give one")
+        if self.interpolation == "random" and (self.simple_crop or self.policy == "none"):
+            raise ValueError("interpolation=random is of the random resized crop only: name one, for example bicubic")
+        if self.aa is not None and self.color_jitter and not self.aa.startswith("3a"):
+            raise ValueError(f"color_jitter has no effect beside aa={self.aa}: give one")
+        if self.changed("remode", "recount") and not self.reprob:
+            raise ValueError("remode and recount have no effect without reprob: set it, for example reprob=0.25")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise ValueError(f"{name} must be two shares, the lower one first, found {low:g} and {high:g}")
+        return self
+
+    @field_validator("aa")
+    @classmethod
+    def _timms_text(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_auto_augment(value)
+        return value
 
 
 class EmaConfig(Section):

@@ -12,7 +12,9 @@ from typing import Any
 from torch import nn
 
 from algorithm.errors import ConfigError, PlanError
+from algorithm.models.gram import can_have_gram_rank
 from algorithm.sparse.config import PlanChoice
+from algorithm.sparse.nearest import reduced_plans
 from algorithm.sparse.order import DEFAULT_MERIT, expand_merit, with_always
 from algorithm.sparse.plan import UpdatePlan
 from algorithm.sparse.resolve import check_plan, parameter_shapes, resolve_plan
@@ -35,7 +37,7 @@ class SearchResult:
     """`best` None when nothing fits; `smallest` is then the plan with the fewest bytes.
 
     `next_up` is the cheapest plan of more merit than `best`, which did not fit. `nearest`: where the plan was given
-    and does not fit, the best one that does.
+    and does not fit, the one that does and is nearest to it.
     """
 
     budget: int
@@ -50,19 +52,23 @@ def candidate_plans(model: nn.Module, rules: Sequence[Mapping[str, Any]] | None 
                     always: Mapping[str, Any] | None = None) -> list[UpdatePlan]:
     """The plans of an order of merit for a model, least valuable first; the same plan twice is kept once.
 
-    Rules that ask for Gram or LoRA matrices are left out where the model has none, and those that train nothing.
+    Rules that ask for Gram or LoRA matrices or gates are left out where the model has none, or has the Gram residual at
+    a lower rank or trained at a higher one, and those that train nothing.
     always: plan keys that every candidate gets (for example weight_select_criteria, n_gram_update), but the full update.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
     names = [n.rpartition(".")[2] for n in parameter_shapes(model)]
-    lacking = [k for k, p in (("n_gram_update", "gram_b"), ("n_lora_update", "lora_b")) if p not in names]
+    needed = {"n_gram_update": "gram_b", "n_lora_update": "lora_b", "n_gate_update": "gate_w"}
+    lacking = [k for k, p in needed.items() if p not in names]
     rules = [rule for rule in (DEFAULT_MERIT if rules is None else rules) if not any(rule.get(k) for k in lacking)]
     plans: dict[str, UpdatePlan] = {}
     for config in expand_merit(with_always(rules, always), depth):
+        if config.gram_rank is not None and not can_have_gram_rank(model, config.gram_rank):
+            continue
         plan = resolve_plan(config, model)
         if not plan.parameters:
             continue
-        key = str(sorted(plan.parameters.items()))
+        key = str((sorted(plan.parameters.items()), plan.gram_rank))
         plans.pop(key, None)
         plans[key] = plan
     return list(plans.values())
@@ -135,16 +141,15 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
 
     cost: bytes of a plan in the search, where a limit of the time it takes may count; least: its bytes however slow it
     is (default: cost), for a plan that is given, and for the smallest plan of the search before all are refused.
-    A given plan that does not fit leaves `best` None and itself in `tried`; `smallest` and `nearest` then come from
-    the order of merit.
+    A given plan that does not fit leaves `best` None and itself in `tried`; `nearest` is then as much of it as fits by
+    `cost` (`reduced_plans`); where no part of it does, `smallest` and `nearest` come from the order of merit.
     """
     least = least or cost
-    merit = candidate_plans(model, choice.merit, choice.always)
     if choice.choose == "auto":
         if choice.weights:
             found = search(weighted_plans(model, choice.weights), model, cost, budget, progress, nested=True)
         else:
-            found = search(merit, model, cost, budget, progress)
+            found = search(candidate_plans(model, choice.merit, choice.always), model, cost, budget, progress)
         return found if found.best else _slower(found, least)
     if choice.choose == "file":
         if choice.file is None:
@@ -156,12 +161,15 @@ def choose_plan(choice: PlanChoice, model: nn.Module, cost: Cost, budget: int,
     if not given.parameters:
         raise PlanError("the plan trains nothing: name at least one parameter (plan.rule.vit_layer_types=[head] trains the "
                         "head)")
-    asked = Candidate(given, given.trained_count(parameter_shapes(model)), least(given))
+    shapes = parameter_shapes(model)
+    asked = Candidate(given, given.trained_count(shapes), least(given))
     if progress:
         progress(asked)
     if asked.bytes is not None and asked.bytes <= budget:
         return SearchResult(budget, asked, asked, None, [asked])
-    others = search(merit, model, cost, budget, progress)
+    others = search(reduced_plans(given, shapes), model, cost, budget, progress, nested=True)
+    if not others.best:
+        others = search(candidate_plans(model), model, cost, budget, progress)
     if not others.best:
         others = _slower(others, least)
     return SearchResult(budget, None, others.smallest, asked, [asked, *others.tried], others.best)

@@ -13,9 +13,12 @@ from algorithm.errors import ConfigError
 from algorithm.schema import parse
 from algorithm.sparse.config import PlanConfig
 
-# Deeper bias+LN first, then attention columns, then the MLP. The default order of `configs/recipes/merit_default.yaml`.
+# Deeper bias+LN first, then the Gram residual of the last block, attention columns, the MLP: docs/results.md has the
+# measurements. The default order of `configs/recipes/merit_default.yaml`.
 DEFAULT_MERIT: list[dict[str, Any]] = [
     {"n_bias_update": "0..all"},
+    {"n_bias_update": "all", "n_gram_update": 1, "gram_rank": 8},
+    {"n_bias_update": "all", "n_gram_update": 1, "gram_rank": 16},
     {"n_bias_update": "all", "n_weight_update": {"attention": "1..all"}, "weight_update_ratio": 0.25},
     {"n_bias_update": "all", "n_weight_update": {"attention": "all", "mlp": "1..all"}, "weight_update_ratio": 0.25},
     {"n_bias_update": "all", "n_weight_update": "all", "weight_update_ratio": 0.5},

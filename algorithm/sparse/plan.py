@@ -14,7 +14,9 @@ from algorithm.schema import nearest
 from algorithm.textfile import read_mapping
 
 VERSION = 1
-_KEYS = ["version", "name", "parameters"]
+_KEYS = ["version", "name", "gram_rank", "parameters"]
+
+GRAM_A, GRAM_B = "gram_a", "gram_b"     # A (..., N, r) and B (..., r, D) of a Gram residual
 
 Axis = Literal["cols", "rows"]
 Shape = tuple[int, ...]
@@ -33,16 +35,23 @@ Choice = Literal["all"] | Slice
 
 @dataclass
 class UpdatePlan:
-    """Parameter name -> "all" or a Slice; a parameter that is absent is frozen. `name` is for people."""
+    """Parameter name -> "all" or a Slice; a parameter that is absent is frozen. `name` is for people.
+
+    gram_rank: the rank at which the Gram residuals are trained, at most the model's; None = the model's. Of a residual that
+    is still a no-op, the first columns of A and rows of B are a residual of a lower rank.
+    """
 
     parameters: dict[str, Choice] = field(default_factory=dict)
     name: str = ""
+    gram_rank: int | None = None
 
     # -- data ---------------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
-        """{"version": 1, "name": ..., "parameters": {name: "all" | {"cols": [...]} | {"rows": [...]}}}."""
+        """{"version": 1, "name": ..., "parameters": {name: "all" | {"cols": [...]} | {"rows": [...]}}}; and, where it
+        has one, "gram_rank"."""
         chosen = {n: c if c == "all" else {c.axis: list(c.index)} for n, c in self.parameters.items()}
-        return {"version": VERSION, "name": self.name, "parameters": chosen}
+        rank = {} if self.gram_rank is None else {"gram_rank": self.gram_rank}
+        return {"version": VERSION, "name": self.name, **rank, "parameters": chosen}
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> UpdatePlan:
@@ -56,6 +65,9 @@ class UpdatePlan:
             raise PlanError("an update plan needs a mapping 'parameters': name -> all, none, {cols: [...]} or {rows: [...]}")
         if not isinstance(raw.get("name", ""), str):
             raise PlanError("the 'name' of an update plan must be text")
+        rank = raw.get("gram_rank")
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise PlanError(f"gram_rank of an update plan must be a whole number above 0, found {str(rank)[:40]!r}")
         parameters: dict[str, Choice] = {}
         for name, choice in raw["parameters"].items():
             if not isinstance(name, str):
@@ -73,7 +85,7 @@ class UpdatePlan:
                 parameters[name] = Slice(axis, tuple(index))
             elif choice not in (None, "none"):
                 raise PlanError(f"plan of {name!r}: expected all, none, cols or rows, found {str(choice)[:40]!r}")
-        return UpdatePlan(parameters, raw.get("name", ""))
+        return UpdatePlan(parameters, raw.get("name", ""), rank)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -126,6 +138,8 @@ class UpdatePlan:
         choice = self.parameters.get(name)
         if choice is None:
             return (0,)
+        if self.gram_rank is not None and name.endswith((GRAM_A, GRAM_B)):
+            return (*shape[:-1], self.gram_rank) if name.endswith(GRAM_A) else (*shape[:-2], self.gram_rank, shape[-1])
         if isinstance(choice, Slice):
             k = len(choice.index)
             return (shape[0], k) if choice.axis == "cols" else (k, shape[1])

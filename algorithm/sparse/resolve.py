@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from algorithm.errors import PlanError
+from algorithm.models.gram import GramMixin
 from algorithm.models.lora import LoraLinear
 from algorithm.sparse.config import Count, PlanConfig
+from algorithm.sparse.layered import layer_choices, layers_name
 from algorithm.sparse.plan import Choice, Slice, UpdatePlan
+from algorithm.sparse.select import MATRICES, extent, last, select
 
-_MATRICES = {"attention": ("attn.qkv.weight", "attn.proj.weight"), "mlp": ("mlp.fc1.weight", "mlp.fc2.weight")}
 SLICEABLE = (nn.Linear, LoraLinear)  # a class of its own may compute in its own way
 _FINAL_NORMS = ("norm.", "fc_norm.")
 
@@ -23,33 +25,23 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def check_plan(plan: UpdatePlan, model: nn.Module) -> None:
     """Raise PlanError unless every name, index and slice of the plan is one that the model can train."""
     plan.check(parameter_shapes(model))
+    check_gram_rank(plan.gram_rank, model)
     for name, choice in plan.parameters.items():
         owner, _, last = name.rpartition(".")
         if isinstance(choice, Slice) and (last != "weight" or type(model.get_submodule(owner)) not in SLICEABLE):
             raise PlanError(f"the plan slices {name!r}, which is not the weight of a linear; use all or none")
 
 
-def select(weight: Tensor, ratio: float, criteria: str, axis: str, generator: torch.Generator) -> Choice | None:
-    """Choose round(ratio * n) columns (rows) of a matrix (O, C), at least one unless ratio is 0."""
-    n = weight.shape[1] if axis == "cols" else weight.shape[0]
-    k = n if ratio == 1.0 else max(1, round(ratio * n)) if ratio > 0 else 0
-    if k == 0:
+def check_gram_rank(rank: int | None, model: nn.Module) -> int | None:
+    """The rank at which a plan trains the Gram residuals; None where that is the model's. Raises PlanError where the model
+    has a lower one."""
+    ranks = {int(m.gram_b.shape[-2]) for m in model.modules() if isinstance(m, GramMixin)}
+    if rank is None or not ranks:
         return None
-    if k == n:
-        return "all"
-    if criteria == "random":
-        order = torch.randperm(n, generator=generator)
-    else:
-        norms = weight.detach().double().norm(dim=0 if axis == "cols" else 1)
-        order = torch.argsort(norms, descending=criteria == "magnitude+", stable=True)
-    return Slice(axis, tuple(sorted(order[:k].tolist())))  # type: ignore[arg-type]
-
-
-def _last(count: Count, depth: int, what: str) -> list[int]:
-    n = depth if count == "all" else count
-    if n > depth:
-        raise PlanError(f"{what}={n}, but the model has {depth} blocks; use 0 to {depth}, or all")
-    return list(range(depth - n, depth))
+    if rank > min(ranks):
+        raise PlanError(f"gram_rank={rank} is more than the model's Gram residuals have, {min(ranks)}: lower it, or raise "
+                        "model.gram.rank")
+    return None if ranks == {rank} else rank
 
 
 def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
@@ -59,26 +51,32 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
         plan = UpdatePlan(dict.fromkeys(named, "all"), config.name or "full update")
         return _with_explicit(plan, config, model)
     depth = len(model.blocks)  # type: ignore[arg-type]
-    biased = set(_last(config.n_bias_update, depth, "n_bias_update"))
-    gram = set(_last(config.n_gram_update, depth, "n_gram_update"))
-    lora = set(_last(config.n_lora_update, depth, "n_lora_update"))
-    ratios: dict[str, dict[int, float]] = {t: _ratios(config, t, depth) for t in _MATRICES}
     generator = torch.Generator().manual_seed(config.seed)
+    counted = layer_choices(config, named, generator) if config.count == "layers" else None
+    biased = set(last(config.n_bias_update if counted is None else 0, depth, "n_bias_update"))
+    gram = set(last(config.n_gram_update, depth, "n_gram_update"))
+    lora = set(last(config.n_lora_update, depth, "n_lora_update"))
+    gate = set(last(config.n_gate_update, depth, "n_gate_update"))
+    ratios: dict[str, dict[int, float]] = {t: _ratios(config, t, depth) if counted is None else {} for t in MATRICES}
     chosen: dict[str, Choice] = {}
     for name, parameter in named.items():
         parts = name.split(".")
         inside = parts[0] == "blocks"
         block, rest = (int(parts[1]), ".".join(parts[2:])) if inside else (-1, name)
         choice: Choice | None = None
-        if parts[-1] in ("lora_a", "lora_b"):
+        if parts[-1] in ("gate_w", "gate_b"):
+            choice = "all" if block in gate else None
+        elif parts[-1] in ("lora_a", "lora_b"):
             choice = "all" if (block in lora if inside else lora) else None
+        elif parts[-1] in ("gram_a", "gram_b"):
+            choice = "all" if block in gram else None
+        elif counted is not None:
+            choice = counted.get(name)
         elif not inside:
             if parts[0] == "head":
                 choice = "all" if "head" in config.vit_layer_types else None
             elif name.startswith(_FINAL_NORMS):
                 choice = "all" if biased and config.layer_norm else None
-        elif parts[-1] in ("gram_a", "gram_b"):
-            choice = "all" if block in gram else None
         elif rest.startswith(("norm1.", "norm2.")):
             choice = "all" if block in biased and config.layer_norm else None
         elif rest.startswith(("ls1.", "ls2.")):
@@ -86,17 +84,24 @@ def resolve_plan(config: PlanConfig, model: nn.Module) -> UpdatePlan:
         elif parts[-1] == "bias":
             choice = "all" if block in biased and config.bias else None
         else:
-            kind = next((t for t in _MATRICES if rest in _MATRICES[t]), "")
+            kind = next((t for t in MATRICES if rest in MATRICES[t]), "")
             if block in ratios.get(kind, {}):
-                choice = select(parameter, ratios[kind][block], config.weight_select_criteria,
-                                config.weight_select_axis, generator)
+                choice = select(parameter, _share(ratios[kind][block], extent(parameter, config)), config, generator)
         if choice is not None:
             chosen[name] = choice
     if gram and not any(n.endswith("gram_b") for n in chosen):
         raise PlanError("n_gram_update asks for the Gram matrices, but the model has none: set model.gram.enabled=true")
     if lora and not any(n.endswith("lora_b") for n in chosen):
         raise PlanError("n_lora_update asks for LoRA matrices, but the model has none: set model.lora.enabled=true")
-    return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config)), config, model)
+    if gate and not any(n.endswith("gate_w") for n in chosen):
+        raise PlanError("n_gate_update asks for output gates, but the model has none: set model.variant=gated")
+    rank = check_gram_rank(config.gram_rank, model)
+    return _with_explicit(UpdatePlan(chosen, config.name or plan_name(config), rank), config, model)
+
+
+def _share(ratio: float, n: int) -> int:
+    """round(ratio * n) of n columns or rows, at least one unless ratio is 0."""
+    return n if ratio == 1.0 else max(1, round(ratio * n)) if ratio > 0 else 0
 
 
 def _ratios(config: PlanConfig, kind: str, depth: int) -> dict[int, float]:
@@ -107,7 +112,7 @@ def _ratios(config: PlanConfig, kind: str, depth: int) -> dict[int, float]:
     if blocks is None:
         count = config.n_weight_update
         count = count.get(kind, 0) if isinstance(count, dict) else count
-        blocks = _last(count, depth, "n_weight_update")
+        blocks = last(count, depth, "n_weight_update")
     bad = [b for b in blocks if not 0 <= b < depth]
     if bad:
         raise PlanError(f"manual_weight_idx {bad[0]} is not a block: the model has 0 to {depth - 1}")
@@ -134,6 +139,18 @@ def _with_explicit(plan: UpdatePlan, config: PlanConfig, model: nn.Module) -> Up
 
 def plan_name(config: PlanConfig) -> str:
     """A short name for people: "bias+LN of all blocks, attention 25 % of 4 blocks, head"."""
+    layers = config.count == "layers"
+    words = [w for w in [layers_name(config)] if w] if layers else _blocks_name(config)
+    gram = "Gram" if config.gram_rank is None else f"Gram of rank {config.gram_rank} in"
+    for label, n in ((gram, config.n_gram_update), ("LoRA", config.n_lora_update), ("gate", config.n_gate_update)):
+        if n:
+            words.append(f"{label}{'' if label.endswith('in') else ' of'} {_blocks(n)}")
+    if "head" in config.vit_layer_types and not layers:
+        words.append("head")
+    return ", ".join(words) or "nothing"
+
+
+def _blocks_name(config: PlanConfig) -> list[str]:
     words = []
     if config.n_bias_update and (config.bias or config.layer_norm):
         what = "+".join(w for w, on in (("bias", config.bias), ("LN", config.layer_norm)) if on)
@@ -149,12 +166,7 @@ def plan_name(config: PlanConfig) -> str:
             where = _blocks(count) if chosen is None else f"blocks {', '.join(map(str, chosen))}"
             parts.setdefault(f"{share} of {where}", []).append(kind)
     words += [f"{'+'.join(kinds)} {what}" for what, kinds in parts.items()]
-    for label, n in (("Gram", config.n_gram_update), ("LoRA", config.n_lora_update)):
-        if n:
-            words.append(f"{label} of {_blocks(n)}")
-    if "head" in config.vit_layer_types:
-        words.append("head")
-    return ", ".join(words) or "nothing"
+    return words
 
 
 def _blocks(count: Count) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from algorithm.errors import CheckpointError
+from algorithm.models.additions import without_additions
 from algorithm.schema import one_line
 
 
@@ -44,10 +45,26 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def save_model(model: nn.Module, path: str | Path, **metadata: Any) -> None:
-    """The whole state dict, loadable by timm and by `model.weights=<path>`, with the configuration it was made from."""
+    """The whole state dict, loadable by `model.weights=<path>`, with the configuration it was made from.
+
+    timm loads it, too, with strict=False where there are additions; `export_timm` writes a file without them.
+    """
     config = getattr(model, "vit_config", None)
     made_from = {"model": config.model_dump(mode="json")} if config else {}
     write_safetensors(path, dict(model.state_dict()), {**made_from, **metadata})
+
+
+def export_timm(model: nn.Module, path: str | Path) -> None:
+    """Write a file that plain timm loads strictly, and that computes the same there: the state without its additions.
+
+    Its metadata `timm` is the JSON of the arguments: timm.create_model(**arguments).load_state_dict(load_file(path)).
+    Raises CheckpointError where an addition (Gram, LoRA, output gate) does something, which would be lost.
+    """
+    state, acting = without_additions(model.state_dict())
+    if acting:
+        raise CheckpointError(f"timm has no place for {acting[0]}, which is trained (and {len(acting) - 1} more): the model "
+                              "would be another one without it; keep the checkpoint of save_model")
+    write_safetensors(path, state, {"timm": getattr(model, "timm_arguments", {})})
 
 
 def set_aside(path: Path, reason: str) -> Path:

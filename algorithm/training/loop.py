@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from algorithm.errors import ConfigError, NonFiniteLossError
 from algorithm.models.vit import images_to_input, input_scale_shift
 from algorithm.sparse.apply import AppliedPlan
 from algorithm.sparse.plan import UpdatePlan
+from algorithm.training.augment import Transform, shift_pixels, transform_of, transformed
 from algorithm.training.config import TrainConfig
 from algorithm.training.prefix import CACHE_BYTES, FrozenPrefix
 from algorithm.training.resume import resume, save_state
+from algorithm.training.schedule import learning_rates
 from algorithm.training.step import Sgd, train_step
 from algorithm.training.threads import torch_threads
 
 OnStep = Callable[[int, float], None]
+View = tuple[int, Transform]    # an image by its number, and what becomes of it
 
 
 @dataclass
@@ -59,44 +63,49 @@ def finetune(model: nn.Module, plan: UpdatePlan, data: Dataset, config: TrainCon
     checkpoint: a file to resume from when it exists, and to write every `checkpoint_every` steps and at the end. What
     is resumed gives the bits of an uninterrupted run; more epochs or steps than before go on from it. A damaged file is
     set aside (name.damaged), which `warn` is told, and the training starts anew; the file of another run (plan, data,
-    initial weights, learning rate, momentum or seed differ) is refused.
+    initial weights, momentum, seed, or the learning rates of its steps differ) is refused.
     on_resume: called once before the first step with the losses (n,) of the steps that are not made again, if any.
     on_step: called with (0-based step, loss) after each step made; what it raises stops the training, saved up to this
     step. warn: gets one line; None prints it to stderr.
     Raises NonFiniteLossError, CheckpointError, ConfigError, PlanError.
     """
     order = image_order(len(data), config.epochs, config.seed, config.steps)
+    lrs = learning_rates(config, len(data))
     losses = np.zeros(len(order))
     model.eval()
     device = next(model.parameters()).device
     scale, shift = input_scale_shift(model)
 
-    def load(i: int) -> Tensor:
-        return images_to_input(data.images[i:i + 1], scale, shift).to(device)
+    def load(view: View) -> Tensor:
+        return images_to_input(transformed(data.images[view[0]], view[1])[None], scale, shift).to(device)
+
+    side = data.images.shape[1]
+    views = [(int(i), transform_of(config, side, int(i), step // len(data))) for step, i in enumerate(order)]
 
     start_time = time.perf_counter()
     with torch_threads(config.threads), ExitStack() as stack:
         identity = {} if checkpoint is None else {
-            "plan": plan.to_dict()["parameters"], "lr": config.lr, "momentum": config.momentum, "seed": config.seed,
+            "plan": plan.to_dict()["parameters"], "momentum": config.momentum, "seed": config.seed,
+            "augmentation": [config.augment, shift_pixels(config, side), config.variants],
             "data": _fingerprint([data.images, data.labels, scale, shift]),
             "initial weights": _fingerprint([t.detach().cpu().numpy() for t in model.state_dict().values()])}
         applied = stack.enter_context(AppliedPlan(model, plan))
-        sgd = Sgd(applied, config.lr, config.momentum)
+        sgd = Sgd(applied, config.momentum)
         first = 0
         if checkpoint is not None:
-            first = resume(Path(checkpoint), sgd, losses, identity, warn or _to_stderr)
+            first = resume(Path(checkpoint), sgd, losses, lrs, identity, warn or _to_stderr)
         if on_resume and first:
             on_resume(losses[:first].copy())
-        prefix = FrozenPrefix(model, plan, load(0))
-        kept = _Cache(prefix, load, repeated=len(order) > len(data))
+        prefix = FrozenPrefix(model, plan, load(views[0]))
+        kept = _Cache(prefix, load, views[first:])
         for step in range(first, len(order)):
-            i = int(order[step])
-            losses[step] = train_step(prefix.above, kept(i), int(data.labels[i]), sgd, step)
+            label, lr = int(data.labels[order[step]]), float(lrs[step])
+            losses[step] = train_step(prefix.above, kept(views[step]), label, sgd, step, lr)
             stop = _stop(on_step, step, losses[step])
             if stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == len(order):
-                _check_finite(sgd, step, losses[step])
+                _check_finite(sgd, step, losses[step], lr)
                 if checkpoint is not None:
-                    save_state(Path(checkpoint), sgd, losses[:step + 1], identity)
+                    save_state(Path(checkpoint), sgd, losses[:step + 1], lrs[:step + 1], identity)
             if stop:
                 raise stop
     return TrainResult(losses, time.perf_counter() - start_time, first)
@@ -117,28 +126,35 @@ def _to_stderr(text: str) -> None:
 
 
 class _Cache:
-    """Outputs of the frozen prefix by image, kept while they fit into CACHE_BYTES."""
+    """Outputs of the frozen prefix by view, kept until the last of `views` that needs them while they fit into
+    CACHE_BYTES."""
 
-    def __init__(self, prefix: FrozenPrefix, load: Callable[[int], Tensor], repeated: bool) -> None:
+    def __init__(self, prefix: FrozenPrefix, load: Callable[[View], Tensor], views: list[View]) -> None:
         self.prefix, self.load = prefix, load
-        self.keep = repeated and prefix.active and prefix.block > 0
-        self.kept: dict[int, Tensor] = {}
+        self.to_come = Counter(views) if prefix.active and prefix.block > 0 else Counter[View]()
+        self.kept: dict[View, Tensor] = {}
         self.bytes = 0
 
-    def __call__(self, i: int) -> Tensor:
-        if i in self.kept:
-            return self.kept[i]
-        tokens = self.prefix.below(self.load(i))
-        size = tokens.numel() * tokens.element_size()
-        if self.keep and self.bytes + size <= CACHE_BYTES:
-            self.kept[i] = tokens
-            self.bytes += size
+    def __call__(self, view: View) -> Tensor:
+        self.to_come[view] -= 1
+        again = self.to_come[view] > 0
+        if view in self.kept:
+            return self.kept[view] if again else self._let_go(view)
+        tokens = self.prefix.below(self.load(view))
+        if again and self.bytes + tokens.nbytes <= CACHE_BYTES:
+            self.kept[view] = tokens
+            self.bytes += tokens.nbytes
+        return tokens
+
+    def _let_go(self, view: View) -> Tensor:
+        tokens = self.kept.pop(view)
+        self.bytes -= tokens.nbytes
         return tokens
 
 
-def _check_finite(sgd: Sgd, step: int, loss: float) -> None:
+def _check_finite(sgd: Sgd, step: int, loss: float, lr: float) -> None:
     if not all(bool(torch.isfinite(leaf).all()) for leaf in sgd.leaves):
-        raise NonFiniteLossError(f"weights are not finite after step {step}: lower train.lr (it is {sgd.lr:g})",
+        raise NonFiniteLossError(f"weights are not finite after step {step}: lower train.lr (it is {lr:g} here)",
                                  step, loss)
 
 

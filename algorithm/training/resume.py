@@ -14,34 +14,39 @@ from algorithm.training.checkpoint import read_safetensors, set_aside, write_saf
 from algorithm.training.step import Sgd
 
 
-def save_state(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any]) -> None:
-    """Write the state after len(losses) steps, all or nothing. Raises CheckpointError."""
+def save_state(path: Path, sgd: Sgd, losses: np.ndarray, lrs: np.ndarray, identity: dict[str, Any]) -> None:
+    """Write the state after len(losses) steps, made with the rates `lrs`, all or nothing. Raises CheckpointError."""
     tensors = {f"leaf/{n}": t for n, t in zip(sgd.names, sgd.leaves, strict=True)}
     tensors |= {f"velocity/{n}": t for n, t in zip(sgd.names, sgd.velocity, strict=False)}
-    tensors["losses"] = torch.from_numpy(losses.copy())
+    tensors |= {"losses": torch.from_numpy(losses.copy()), "lrs": torch.from_numpy(lrs.copy())}
     write_safetensors(path, tensors, {"step": len(losses), "identity": identity})
 
 
-def resume(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any], warn: Callable[[str], None]) -> int:
+def resume(path: Path, sgd: Sgd, losses: np.ndarray, lrs: np.ndarray, identity: dict[str, Any],
+           warn: Callable[[str], None]) -> int:
     """Put a checkpoint's state into `sgd` and the beginning of `losses` (S,); returns how many steps it has behind it.
 
     0 where there is no file, or a damaged one, which is set aside. Raises CheckpointError for one of another run, or of
-    more than S steps.
+    more than S steps: every step behind it must be one that would be made again, with the same of the rates `lrs` (S,).
     """
     if not path.exists():
         return 0
     try:
         tensors, state = read_safetensors(path)
         theirs, step = state["identity"], state["step"]
-        known = tensors["losses"].numpy()
-        if not isinstance(theirs, dict) or type(step) is not int or known.shape != (step,):
+        known, rates = tensors["losses"].numpy(), tensors["lrs"].numpy()
+        if not isinstance(theirs, dict) or type(step) is not int or not known.shape == rates.shape == (step,):
             raise CheckpointError("its step and its losses do not agree")
     except (CheckpointError, KeyError) as error:
         return _damaged(path, error, warn)
     for key, value in identity.items():
         if theirs.get(key) != value:
-            raise CheckpointError(f"{path} belongs to another run (its {key} differs): remove it to start anew, or use "
-                                  "another --name")
+            raise _of_another(path, f"its {key} differs")
+    both = min(step, len(lrs))
+    if (other := np.flatnonzero(rates[:both] != lrs[:both])).size:
+        at = int(other[0])
+        raise _of_another(path, f"its lr differs: step {at + 1} was made with {rates[at]:g}, now it would be with "
+                                f"{lrs[at]:g}")
     if step > len(losses):
         raise CheckpointError(f"{path} is at step {step}, beyond the {len(losses)} asked for: raise train.epochs or "
                               "train.steps, or remove it to start anew")
@@ -56,6 +61,10 @@ def resume(path: Path, sgd: Sgd, losses: np.ndarray, identity: dict[str, Any], w
     losses[:step] = known
     sgd.applied.sync()
     return step
+
+
+def _of_another(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} belongs to another run ({why}): remove it to start anew, or use another --name")
 
 
 def _state(tensors: dict[str, torch.Tensor], key: str, like: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""A stop (Ctrl-C) between two steps instead of within one, so that what was trained can be saved and goes on later."""
+"""A stop (Ctrl-C, or the SIGTERM of torchrun, a scheduler or a shutdown) between two steps instead of within one, so that
+what was trained can be saved and goes on later."""
 
 from __future__ import annotations
 
@@ -11,26 +12,31 @@ from typing import Any
 
 @contextmanager
 def stop_between_steps() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises KeyboardInterrupt once a stop was asked for; a second Ctrl-C stops at once.
+    """Gives a function that raises KeyboardInterrupt once a stop was asked for; a second request stops at once.
 
-    Only where Python's own handling of Ctrl-C is in force, which is so in the main thread of a program.
+    Only of signals whose usual handling is in force, which is so in the main thread of a program.
     """
     asked = threading.Event()
-    usual = signal.getsignal(signal.SIGINT)
-    mine = threading.current_thread() is threading.main_thread() and usual is signal.default_int_handler
+    here = threading.current_thread() is threading.main_thread()
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = {number: handler for number, handler in usual.items()
+            if here and signal.getsignal(number) is handler}
+
+    def restore() -> None:
+        for number, handler in mine.items():
+            signal.signal(number, handler)
 
     def ask(number: int, frame: Any) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, usual)
+        restore()
 
     def check() -> None:
         if asked.is_set():
             raise KeyboardInterrupt
 
-    if mine:
-        signal.signal(signal.SIGINT, ask)
+    for number in mine:
+        signal.signal(number, ask)
     try:
         yield check
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, usual)
+        restore()

@@ -23,6 +23,7 @@ from runtime.errors import CodegenError
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 SUPPORT = "vt_support.c"        # in every folder: what a compiler may call by itself
+AUGMENT = "vt_augment.h"        # beside every step that reads bytes: for the firmware to include, if it wants
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 DEFINITION = re.compile(r"^(?!static)[a-z_0-9]+ \**(vt_\w+)\([^;]*?\)\s*\{", re.MULTILINE)
@@ -168,7 +169,8 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
-    copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), SUPPORT})
+    beside = {SUPPORT, *([AUGMENT] if interface.image.dtype == "u8" else [])}
+    copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), *beside})
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, image)
 
@@ -176,7 +178,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
         for name, text in files.items():
             (fresh / name).write_text(text)
         for name in copied:
-            shutil.copyfile((KERNELS if name == SUPPORT else kernels) / name, fresh / name)
+            shutil.copyfile((KERNELS if name in beside else kernels) / name, fresh / name)
         (fresh / "weights.bin").write_bytes(image)
 
     put(folder, write)

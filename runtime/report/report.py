@@ -29,8 +29,9 @@ class RunReport:
 
     plan: the update plan as plain data ({"parameters": {name: "all" | {"cols"|"rows": [...]}}}).
     training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
-    "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text). stages: name of a
-    stage -> wall seconds.
+    "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text). gram: readings of
+    trained Gram residuals over the fine-tuning [{"step", "block", "T_over_Z_norm", "A_norm", "B_norm", ...}]. stages: name
+    of a stage -> wall seconds.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RunReport:
     schedule: str = ""
     frontier: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    gram: list[dict[str, float]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -76,7 +78,7 @@ class RunReport:
             "trained_tensors": len(v.tensors), "tensors_right": sum(t.right for t in v.tensors),
             "tensors_resolved": v.resolved, "verdict": v.outcome.value, "validated": v.passed,
             "within_budget": self.within_budget, "schedule": self.schedule,
-            "stages": self.stages,
+            "stages": self.stages, "facts": self.facts, "gram": self.gram,
         }
 
     @property
@@ -154,6 +156,8 @@ def figures(report: RunReport) -> dict[str, str]:
         out["training"] = line_chart(
             [Series("each step", report.training_losses, "line-faint"),
              Series(f"mean of {window}", smooth(report.training_losses, window), "line-c")], "step", "training loss")
+    if report.gram:
+        out |= gram_charts(report.gram)
     if report.frontier:
         for key, name, label in (("trained_parameters", "frontier", "trained parameters"),
                                  ("macs", "frontier_macs", "multiply-accumulates a step")):
@@ -161,6 +165,22 @@ def figures(report: RunReport) -> dict[str, str]:
                 out[name] = scatter([(p["ram_bytes"], p[key], point_title(p), bool(p.get("chosen")))
                                      for p in report.frontier], "RAM", label)
     return out
+
+
+def gram_charts(readings: list[dict[str, float]]) -> dict[str, str]:
+    """T/Z, and the norms of A and B, over the fine-tuning: of the last trained block, and T/Z of up to two more."""
+    blocks = sorted({int(r["block"]) for r in readings}, reverse=True)
+    steps = sorted({int(r["step"]) for r in readings})
+    x_label = f"reading, after {steps[0]} to {steps[-1]} steps"
+
+    def values(block: int, key: str) -> list[float]:
+        return [r[key] for r in readings if r["block"] == block]
+    styles = ("line-c", "line-reference", "line-faint")
+    return {
+        "gram": line_chart([Series(f"block {b}", values(b, "T_over_Z_norm"), css)
+                            for b, css in zip(blocks, styles, strict=False)], x_label, "T / Z"),
+        "gram_norms": line_chart([Series("A", values(blocks[0], "A_norm"), "line-reference"),
+                                  Series("B", values(blocks[0], "B_norm"), "line-c")], x_label, "norm")}
 
 
 def point_title(point: dict[str, Any]) -> str:

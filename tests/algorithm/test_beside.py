@@ -52,15 +52,16 @@ def own_handling() -> object:
 
 
 @pytest.mark.usefixtures("own_handling")
-def test_a_stop_waits_for_the_end_of_a_step() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_for_the_end_of_a_step(number: signal.Signals) -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), stop_between_steps() as check:
         for step in range(3):
             if step == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
             done.append(step)                       # the step is finished first
             check()
-    assert done == [0, 1]
+    assert done == [0, 1] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -217,7 +217,7 @@ def test_choose_plan_by_rule_file_and_merit(tmp_path) -> None:
     assert found.best is not None and found.best.plan == resolve_plan(by_rule.rule, model)
     refused = choose_plan(by_rule, model, cost, found.best.bytes - 1)
     assert refused.best is None and refused.nearest is not None
-    assert refused.nearest.plan.name.startswith("bias+LN of the last b")
+    assert refused.nearest.plan.name.startswith("bias+LN of the last 2 blocks, head, without 1 of its ")
     found.best.plan.save(tmp_path / "plan.json")
     by_file = choose_plan(PlanChoice(choose="file", file=str(tmp_path / "plan.json")), model, cost, 10**6)
     assert by_file.best is not None and by_file.best.plan == found.best.plan

@@ -65,7 +65,7 @@ def refused(argv: list[str], match: str, error: type[AlgorithmError] = ConfigErr
     (["plan.always={layer_nrom: false}"], r"'merit\[0\].layer_nrom' .nearest known: 'layer_norm'"),
     (["plan.merit=[{n_bias_update: 1..all}, {n_bias_update: -1}]"], r"merit\[1\].n_bias_update"),
     (["plan.merit=[{n_bias_update: 1..2, n_gram_update: 1..2}]"], "two ranges"), (["plan.merit=[5]"], "plan.merit"),
-    (["train.steps=601"], r"train.steps=601 is more than 2 passes over 300 images hold \(600\): set train.epochs=3"),
+    (["train.steps=1801"], r"train.steps=1801 is more than 6 passes over 300 images hold \(1800\): set train.epochs=7"),
 ])
 def test_options_that_mean_nothing(argv: list[str], match: str) -> None:
     refused(argv, match)
@@ -89,10 +89,10 @@ def test_image_folders_are_looked_at_before_work(tmp_path: Path) -> None:
     root = ["--data_root", str(tmp_path), "--num_classes", "2"]
     refused(root, r"class 'a' has 2 images to train on .*30 asked for", DataError)
     refused([*root, "--images_per_class", "2", "--test_images", "1"], "cannot show each of the 2 classes", DataError)
-    refused([*root, "--images_per_class", "2", "--steps", "9"], r"2 passes over 4 images hold \(8\)")
-    preflight(load_run_config([*root, "model.weights=none", "--images_per_class", "2", "--steps", "8"]))
-    preflight(load_run_config([*root, "model.weights=none", "data.images_per_class=null", "--steps", "20"]))
-    refused([*root, "data.images_per_class=null", "--steps", "21"], "2 passes over 10 images")
+    refused([*root, "--images_per_class", "2", "--steps", "25"], r"6 passes over 4 images hold \(24\)")
+    preflight(load_run_config([*root, "model.weights=none", "--images_per_class", "2", "--steps", "24"]))
+    preflight(load_run_config([*root, "model.weights=none", "data.images_per_class=null", "--steps", "60"]))
+    refused([*root, "data.images_per_class=null", "--steps", "61"], "6 passes over 10 images")
 
 
 PLANS: list[tuple[str, str | bytes, str]] = [

@@ -23,7 +23,7 @@ from tests.algorithm.conftest import small_data, small_model
 
 DATA = small_data()
 SLICED = {"n_bias_update": 2, "n_weight_update": 1, "weight_update_ratio": 0.25, "n_gram_update": 1}
-CONFIG = TrainConfig(lr=0.05, momentum=0.9, epochs=3, checkpoint_every=5)
+CONFIG = TrainConfig(lr=0.05, momentum=0.9, epochs=3, checkpoint_every=5, schedule="constant")
 
 
 def start() -> tuple[nn.Module, UpdatePlan]:
@@ -105,7 +105,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> No
     kept = path.read_bytes()
 
     def refused(match: str, model: nn.Module, plan: UpdatePlan, data: Any = DATA, config: TrainConfig = CONFIG) -> None:
-        with pytest.raises(CheckpointError, match=rf"belongs to another run \(its {match} differs\)"):
+        with pytest.raises(CheckpointError, match=rf"belongs to another run \(its {match} differs"):
             finetune(model, plan, data, config, checkpoint=path)
         assert path.read_bytes() == kept
 

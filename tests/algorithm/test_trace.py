@@ -65,22 +65,27 @@ def test_nothing_to_train_and_nothing_to_show_are_refused() -> None:
         record_trace(model, UpdatePlan({}), data.images, data.labels, 0.05)
     with pytest.raises(DataError, match="as many images as labels"):
         record_trace(model, UpdatePlan({"head.bias": "all"}), data.images[:0], data.labels[:0], 0.05)
+    with pytest.raises(DataError, match=r"one learning rate, or one a step \(2\), found an array \(3,\)"):
+        record_trace(model, UpdatePlan({"head.bias": "all"}), data.images, data.labels, np.ones(3))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "older format", "array missing", "group incomplete", "lengths differ"])
+@pytest.mark.parametrize("damage", ["truncated", "older format", "array missing", "rates missing", "group incomplete",
+                                    "lengths differ"])
 def test_a_damaged_trace_is_one_clear_error(damage: str, tmp_path: Path) -> None:
     model, data = small_model(), small_data(2)
     path = tmp_path / "trace.safetensors"
     trace = record_trace(model, UpdatePlan({"head.bias": "all"}), data.images, data.labels, 0.05, path=path, device="cpu")
     tensors = load_file(path)
-    header = {k: '"vit-trace-1"' if damage == "older format" and k == "format" else v
-              for k, v in (("format", '"vit-trace-2"'), ("lr", "0.05"))}
+    header = {k: '"vit-trace-2"' if damage == "older format" and k == "format" else v
+              for k, v in (("format", '"vit-trace-3"'),)}
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "older format":
         save_file(tensors, path, header)
     elif damage == "array missing":
         save_file({k: v for k, v in tensors.items() if k != "losses64"}, path, header)
+    elif damage == "rates missing":
+        save_file({k: v for k, v in tensors.items() if k != "lrs"}, path, header)
     elif damage == "group incomplete":
         save_file({k: v for k, v in tensors.items() if k != "witness_distances/head.bias"}, path, header)
     else:

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from algorithm.models.gate import add_gate
 from algorithm.models.gram import add_gram
 from algorithm.models.lora import add_lora
 from compilation.passes.training import Selection
@@ -35,6 +36,11 @@ def vit(addition: str = "none") -> nn.Module:
     for block in model.blocks:
         if addition == "gram":
             add_gram(block.attn, tokens=17, dim=24, rank=4)
+        elif addition == "gate":
+            add_gate(block.attn, dim=24)
+        elif addition == "everything":
+            add_gram(add_gate(block.attn, dim=24), tokens=17, dim=24, rank=4, heads=3)
+            add_lora(block.attn.proj, 3)
         elif addition == "lora":
             add_lora(block.attn.qkv, 3, 6.0)
             add_lora(block.mlp.fc2, 3)
@@ -60,11 +66,11 @@ def anatomy(program: Program) -> tuple[list[object], list[object]]:
 
 @pytest.mark.parametrize("tight", [False, True], ids=["kept", "streamed"])
 @pytest.mark.parametrize("which", TRAINED)
-@pytest.mark.parametrize("addition", ["gram", "lora"])
+@pytest.mark.parametrize("addition", ["gram", "lora", "everything"])
 def test_a_frozen_zero_addition_leaves_nothing_behind(addition: str, which: str, tight: bool) -> None:
     """The Program is that of the model without it: calls, bytes, flash and work."""
     model, plain = vit(addition), vit()
-    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith(("_a", "_b"))})
+    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith(("_a", "_b", "_w"))})
     made: list[Compiled] = []
     for m in (model, plain):
         compiler, plan = Compiler(m, IMAGE), plan_of(plain, which)
@@ -97,12 +103,19 @@ def test_what_the_plan_trains_is_kept(trained: str) -> None:
     image, x = image_input(IMAGE)
     compiler = Compiler(model, IMAGE)
     forward = compiler.planner(plan).forward
-    assert {n for n in forward.tensors if n.endswith(("_a", "_b")) and n.startswith("blocks.0")} == set()
+    assert {n for n in forward.tensors if n.endswith(("_a", "_b", "_w")) and n.startswith("blocks.0")} == set()
     assert set(plan) <= forward.tensors.keys() < compiler.forward.tensors.keys()
     check(model, IMAGE, plan, image, x, steps=2, momentum=0.5)
 
 
-@pytest.mark.parametrize("addition", ["gram", "lora", "layer scale"])
+@pytest.mark.parametrize("part", ["gate_w", "gate_b"])
+def test_a_gate_that_the_plan_trains_is_kept(part: str) -> None:
+    compiler = Compiler(vit("gate"), IMAGE)
+    forward = compiler.planner({f"blocks.1.attn.{part}": "all", "head.bias": "all"}).forward
+    assert {n for n in forward.tensors if "gate_" in n} == {"blocks.1.attn.gate_w", "blocks.1.attn.gate_b"}
+
+
+@pytest.mark.parametrize("addition", ["gram", "lora", "layer scale", "everything"])
 def test_losses_and_weights_have_the_same_bits(addition: str, tmp_path: Path) -> None:
     """As the step that computes the zeros and adds them."""
     model = vit(addition)

@@ -30,7 +30,7 @@ def test_generated_text_is_golden(toy_folder: Path, golden: Callable[[str, str],
 
 def test_only_what_is_needed_is_copied(toy_folder: Path) -> None:
     assert sorted(p.name for p in toy_folder.iterdir()) == [
-        "CMakeLists.txt", "Makefile", "toy.c", "toy.h", "vit_train.c", "vit_train.h", "vt_kernels.h",
+        "CMakeLists.txt", "Makefile", "toy.c", "toy.h", "vit_train.c", "vit_train.h", "vt_augment.h", "vt_kernels.h",
         "vt_support.c", "weights.S", "weights.bin"]
 
 

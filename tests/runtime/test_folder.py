@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from algorithm import lock as lock_module
 from algorithm.config import make_run_config
 from algorithm.continuing import continues
-from runtime import lock as lock_module
+from algorithm.lock import Holder, Lock
 from runtime.errors import ReportError
 from runtime.folder import KEPT, TRAINING, RunFolder, check_name
-from runtime.lock import Holder, Lock
 from runtime.marker import MARKER, Marker
 
 OLD, NEW = {"train": {"lr": 1}}, {"train": {"lr": 2}}
@@ -465,7 +465,7 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
 
     monkeypatch.setattr(lock_module, "fcntl", None if locks == "none here" else Unsupported)
     path = tmp_path / "lock"
-    first, second = Lock(path, "the run x"), Lock(path, "the run x")
+    first, second = (Lock(path, "the run x", ReportError) for _ in range(2))
     first.acquire(print)
     with pytest.raises(ReportError, match=rf"process {os.getpid()} on .*remove"):
         second.acquire(print)
@@ -476,8 +476,12 @@ def test_without_locks_of_the_system_the_file_is_the_lock(locks: str, tmp_path: 
 
 
 # -- which settings a training goes on under --------------------------------------------------------
+CONSTANT = ["train.schedule=constant"]
+
+
 @pytest.mark.parametrize(("old", "new", "goes_on"), [
-    ([], ["train.epochs=9"], True), (["train.epochs=9"], [], False),
+    (CONSTANT, [*CONSTANT, "train.epochs=9"], True), ([*CONSTANT, "train.epochs=9"], CONSTANT, False),
+    ([], ["train.epochs=9"], False),        # the rate would have fallen otherwise
     (["train.steps=5"], ["train.steps=6"], True), (["train.steps=5"], [], True), ([], ["train.steps=5"], False),
     (["train.steps=6"], ["train.steps=5"], False),
     ([], ["compile.compiler=gcc"], True), ([], ["compile.max_recompute=2"], False),

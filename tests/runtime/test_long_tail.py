@@ -108,8 +108,8 @@ def record(model: nn.Module, plan: dict[str, str], images: np.ndarray, labels: n
     witnesses = [run(torch.float32, seed) for seed in range(8)]
     distances = {n: np.array([astuple(distance(f[n] - exact, exact - init[n])) for _, f in witnesses])
                  for n, exact in f64.items()}
-    return Trace(images, labels, l32, l64, np.stack([losses for losses, _ in witnesses]), init, f32, f64, distances,
-                 {"lr": lr, "momentum": 0.0})
+    return Trace(images, labels, np.full(len(images), lr, np.float32), l32, l64,
+                 np.stack([losses for losses, _ in witnesses]), init, f32, f64, distances, {"momentum": 0.0})
 
 
 @pytest.mark.parametrize("tight", [False, True], ids=["kept", "recomputed"])

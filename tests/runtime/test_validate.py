@@ -24,6 +24,7 @@ class ToyTrace:
 
     images: np.ndarray
     labels: np.ndarray
+    lrs: np.ndarray
     losses32: np.ndarray
     losses64: np.ndarray
     witness_losses: np.ndarray
@@ -50,9 +51,10 @@ def record(steps: int = 6) -> ToyTrace:
     distances = {n: np.array([astuple(distance(part(n, w[n] - v), part(n, v - start[n]))) for w in witnesses])
                  for n, v in final.items()}
     exact = np.array(losses)
-    return ToyTrace(images, labels, rounded(exact), exact, np.stack([rounded(exact) for _ in range(8)]), start,
+    return ToyTrace(images, labels, np.full(steps, 0.1, np.float32), rounded(exact), exact,
+                    np.stack([rounded(exact) for _ in range(8)]), start,
                     {n: v.astype(np.float32) for n, v in witnesses[0].items()}, final, distances,
-                    {"lr": 0.1, "momentum": 0.5})
+                    {"momentum": 0.5})
 
 
 def test_a_true_run_is_proven(toy_simulator: Simulator) -> None:
@@ -96,7 +98,7 @@ def test_the_first_steps_alone_are_no_proof(toy_simulator: Simulator) -> None:
 def test_another_plan_or_momentum_is_refused(toy_simulator: Simulator) -> None:
     trace = record()
     with pytest.raises(ValidationError, match="momentum"):
-        replay(toy_simulator, replace(trace, metadata={"lr": 0.1, "momentum": 0.9}))
+        replay(toy_simulator, replace(trace, metadata={"momentum": 0.9}))
     with pytest.raises(ValidationError, match=r"fc\.bias is trained by the Program alone"):
         replay(toy_simulator, replace(trace, init={"fc.weight": trace.init["fc.weight"]}))
     with pytest.raises(ValidationError, match=r"other is trained by the trace alone"):

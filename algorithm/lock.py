@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import ReportError
+from algorithm.errors import AlgorithmError
 
 fcntl: Any
 try:
@@ -65,19 +65,24 @@ class Holder:
 
 
 class Lock:
-    """One holder at a time of `what` ("the run x"), over all processes. `acquire`, then `release`."""
+    """One holder at a time of `what` ("the run x"), over all processes. `acquire`, then `release`.
 
-    def __init__(self, path: Path, what: str) -> None:
+    error: the class of every refusal. name, output: the flags that choose another place, for what the refusals advise.
+    """
+
+    def __init__(self, path: Path, what: str, error: type[Exception] = AlgorithmError, name: str = "--name",
+                 output: str = "--output") -> None:
         self.path, self.what = path, what
+        self._error, self._name, self._output = error, name, output
         self._file: int | None = None
 
     def acquire(self, say: Say) -> None:
-        """Raises ReportError that names the holder. say: told when the lock of a process that died is taken over."""
+        """Raises `error` that names the holder. say: told when the lock of a process that died is taken over."""
         try:
             while not self._attempt(say):
                 pass
         except OSError as error:
-            raise ReportError(f"the lock {self.path} cannot be made ({error.strerror}): choose another --output"
+            raise self._error(f"the lock {self.path} cannot be made ({error.strerror}): choose another {self._output}"
                               ) from None
 
     def _attempt(self, say: Say) -> bool:
@@ -103,14 +108,14 @@ class Lock:
         return True
 
     def _lock(self, file: int, created: bool) -> bool:
-        """False where there are no locks. Raises ReportError where another process holds it."""
+        """False where there are no locks. Raises `error` where another process holds it."""
         if fcntl is None:
             return False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ReportError(f"{self.what} is in use by {self._holder(file) or 'a process that has just started'}: "
-                              "wait for it, or give this run another --name") from None
+            raise self._error(f"{self.what} is in use by {self._holder(file) or 'a process that has just started'}: "
+                              f"wait for it, or give this run another {self._name}") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -126,10 +131,10 @@ class Lock:
     def _take(self, file: int, created: bool, locked: bool, say: Say) -> None:
         before = self._holder(file)
         if not created and before and not (locked and before.was_here()):
-            raise ReportError(f"{self.what} is in use by {before}: wait for it, or give this run another --name; if that "
-                              f"process has ended, remove {self.path}")
+            raise self._error(f"{self.what} is in use by {before}: wait for it, or give this run another {self._name}; if "
+                              f"that process has ended, remove {self.path}")
         if not created and not before and not locked:
-            raise ReportError(f"{self.what} is in use: if no other run is, remove {self.path}")
+            raise self._error(f"{self.what} is in use: if no other run is, remove {self.path}")
         if before:
             say(f"taking over the lock of {before}, which has ended")
         try:
@@ -142,13 +147,13 @@ class Lock:
             raise
 
     def _holder(self, file: int) -> Holder | None:
-        """Who wrote the file; None where it is empty. Raises ReportError where it is somebody's own file."""
+        """Who wrote the file; None where it is empty. Raises `error` where it is somebody's own file."""
         os.lseek(file, 0, os.SEEK_SET)
         text = os.read(file, 10_000).decode(errors="replace")
         try:
             return Holder.read(text) if text else None
         except ValueError:
-            raise ReportError(f"{self.path} is no lock of a run, though it has the name of one: move it away") from None
+            raise self._error(f"{self.path} is no lock of a run, though it has the name of one: move it away") from None
 
     def release(self) -> None:
         """Removes the file, then lets go."""

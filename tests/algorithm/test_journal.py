@@ -11,7 +11,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from runtime.journal import Journal, plain_line, refuse
+from algorithm.journal import Journal, plain_line, refuse
 
 
 def journal() -> tuple[Journal, io.StringIO]:
@@ -59,7 +59,7 @@ def test_a_table_that_nobody_takes_is_said_and_ends_nothing(gone: str) -> None:
     else:
         reader, out = os.pipe()
         os.close(reader)
-    code = ("from rich.table import Table; from runtime.journal import Journal\n"
+    code = ("from rich.table import Table; from algorithm.journal import Journal\n"
             "log, t = Journal(), Table(); t.add_row('a')\n"
             "log.show(t); log.say('went on')")
     try:
