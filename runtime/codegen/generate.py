@@ -15,7 +15,7 @@ import numpy as np
 from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
 from compilation.program import VIEW, Program, Role, Tensor
-from compilation.types import F32, INDEX, LABEL
+from compilation.types import F32, INDEX, LABEL, U8
 from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
 from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_of, part_value, weights_image
 from runtime.codegen.place import put, require_ours
@@ -169,7 +169,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
-    beside = {SUPPORT, *([AUGMENT] if interface.image.dtype == "u8" else [])}
+    beside = {SUPPORT, *([AUGMENT] if interface.image.element == U8 else [])}
     copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), *beside})
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, image)
