@@ -68,7 +68,7 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
-class _Plain:
+class Plain:
     """Freezes the lists and mappings that a dataclass is given."""
 
     holds: ClassVar[tuple[str, ...]]    # the fields that may be such
@@ -81,7 +81,7 @@ class _Plain:
 
 
 @dataclass(frozen=True)
-class Tensor(_Plain):
+class Tensor(Plain):
     """A typed value. `alias` names the tensor whose storage it takes over (in-place result)."""
 
     holds = ()
@@ -106,7 +106,7 @@ class Tensor(_Plain):
 
 
 @dataclass(frozen=True)
-class Weight(_Plain):
+class Weight(Plain):
     """A weight matrix (rows = output features, columns = input features) in at most two parts.
 
     axis is None when one part holds the whole matrix; "cols" (or "rows") when `trained` holds the columns
@@ -130,7 +130,7 @@ class Weight(_Plain):
 
 
 @dataclass(frozen=True)
-class Call(_Plain):
+class Call(Plain):
     """One kernel call. Slots are the operation's; an absent optional slot is simply not in the mapping.
 
     inputs:  slot -> tensor name (or Weight name for a matrix slot)
@@ -260,7 +260,7 @@ def _short(value: Any) -> str:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Element):
         return value.name
-    if isinstance(value, _Plain | Type):
+    if isinstance(value, Plain | Type):
         return {f.name: _jsonable(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
     if isinstance(value, Mapping):
         return {k: _jsonable(v) for k, v in value.items()}
