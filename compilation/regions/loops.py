@@ -108,10 +108,13 @@ class Nest:
 
     def calls(self) -> Iterator[tuple[tuple[Loop, ...], TileCall]]:
         """Every call with the loops around it, outermost first, in order."""
-        def walk(items: tuple[Loop | TileCall, ...], around: tuple[Loop, ...]) -> Iterator[tuple[tuple[Loop, ...], TileCall]]:
-            for item in items:
-                if isinstance(item, Loop):
-                    yield from walk(item.body, (*around, item))
-                else:
-                    yield around, item
-        return walk(self.body, ())
+        return walk(self.body)
+
+
+def walk(items: tuple[Loop | TileCall, ...], around: tuple[Loop, ...] = ()) -> Iterator[tuple[tuple[Loop, ...], TileCall]]:
+    """Every call of a loop body with the loops around it."""
+    for item in items:
+        if isinstance(item, Loop):
+            yield from walk(item.body, (*around, item))
+        else:
+            yield around, item
