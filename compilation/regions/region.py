@@ -1,0 +1,61 @@
+"""A region: an operation that the compiler makes of a chain of leaves. Everything about it follows from its definition."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from compilation.ops import REGISTRY
+from compilation.ops.base import Arrays, Op, Sample, Site, Slot
+from compilation.program import Program, Role
+from compilation.types import Type
+
+PREFIX = "region."
+
+
+class Region(Op):
+    """An operation whose definition is a small Program of leaves on whole tensors.
+
+    definition: tensors of role INPUT (token matrices) and CONSTANT (parameters) are the input slots, by their names; calls
+    in order; `results` names the tensors that are the output slots. A gradient region has the forward one's input slots, `dy`,
+    and results `d_<slot>`; a call asks for some of them.
+    """
+
+    attrs = {"schedule": (str, "")}  # type: ignore[dict-item]
+    schedule = ("schedule",)
+
+    def __init__(self, definition: Program, results: tuple[str, ...], gradient: Region | None = None) -> None:
+        self.definition, self.results = definition, results
+        self.gradient_region = gradient
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]
+        """Names the content: equal chains are one region."""
+        return PREFIX + hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:10]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the definition and what it gives."""
+        return {"definition": json.loads(self.definition.to_json()), "results": list(self.results)}
+
+    # slots ------------------------------------------------------------------------------------------
+    @cached_property
+    def inputs(self) -> tuple[Slot, ...]:  # type: ignore[override]
+        kinds: dict[str, str] = {}
+        for call in self.definition.calls:
+            for slot, tensor in call.inputs.items():
+                kind = REGISTRY[call.op].slots[slot].kind
+                kinds[tensor] = kind if kinds.get(tensor, kind) == kind else "vector"
+        roles = {Role.INPUT: "tile", Role.CONSTANT: ""}
+        return tuple(Slot(t.name, roles[t.role] or kinds.get(t.name, "vector"), element=t.element)
+                     for t in self.definition.tensors.values() if t.role in roles)
+
+    @cached_property
+    def outputs(self) -> tuple[Slot, ...]:  # type: ignore[override]
+        kinds = {s.name: s.kind for s in self.inputs}
+        return tuple(Slot(r, kinds.get(r.removeprefix("d_"), "tile") if r.startswith("d_") else "tile",
+                          element=self.definition.tensors[r].element) for r in self.results)

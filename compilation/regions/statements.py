@@ -1,0 +1,381 @@
+"""What a region has to compute, as statements: single calls of leaves whose indices are known to each other.
+
+The definition of a region is a list of calls on whole tensors. Here it is cut to what is wanted and brought into the form that
+loops are made of: one call for each gradient, sums of several contributions as one tensor that all of them add to, cheap
+calls on the region's inputs (a LayerNorm, an elementwise function: no sums of products) once for each reader, so that each
+reader may walk the tokens in a loop of its own, and one label for indices that run along the same axis of the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from compilation.ops import REGISTRY
+from compilation.ops.base import Op, Site
+from compilation.program import Call, Program
+from compilation.types import Type
+
+ADD = "add"     # the operation whose gradient is its input: n-ary sums are chains of it
+
+
+@dataclass(eq=False)
+class Label:
+    """An index of the region. size: elements; whole: it cannot be tiled; limit: most elements of a tile."""
+
+    name: str
+    size: int
+    whole: bool = False
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Along:
+    """One axis of a tensor, by the label that runs along it: `factor` elements for each element of the label."""
+
+    label: Label | None         # None: never tiled
+    factor: int
+    size: int
+
+
+@dataclass(eq=False)
+class Statement:
+    """One call. reads and makes: slot -> tensor of the definition (or slot of the region).
+
+    sources: slot -> the statement that makes what is read there; absent for the region's own slots and for sums, which many
+    statements make. site: the call on whole tensors. labels: index of the operation -> (label, its elements for each element
+    of the label). update: the region's parameter slot that the gradient in the only output is applied to.
+    """
+
+    op: Op
+    call: Call
+    reads: dict[str, str]
+    makes: dict[str, str]
+    site: Site
+    sources: dict[str, Statement] = field(default_factory=dict)
+    labels: dict[str, tuple[Label, int]] = field(default_factory=dict)
+    update: str = ""
+
+    def along(self, slot: str) -> tuple[Along, ...]:
+        """The axes of a slot by label."""
+        sizes = self.op.bind(self.site)
+        found = []
+        for axis in self.op.axes(slot):
+            inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
+            size = axis.size(sizes)
+            if axis.index in self.labels:
+                label, factor = self.labels[axis.index]
+                found.append(Along(None if label.whole else label, inner * factor, size))
+            else:
+                found.append(Along(None, 1, size))
+        return tuple(found)
+
+    def free(self, label: Label) -> bool:
+        """Whether tiles of the label are tiles of every output."""
+        return all(any(a.label is label for a in self.along(s)) for s in self.makes)
+
+    def touches(self) -> list[Label]:
+        """The labels of its indices that may be tiled."""
+        return list(dict.fromkeys(label for label, _ in self.labels.values() if not label.whole))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates on whole tensors."""
+        return self.op.macs(self.site)
+
+
+@dataclass
+class Statements:
+    """All that a region has to do. types: tensors of the definition. sums: tensors that several statements add to.
+
+    roots: the statements that make a result or an update, or add to a sum, in an order that computes.
+    """
+
+    definition: Program
+    results: tuple[str, ...]
+    types: dict[str, Type]
+    sums: dict[str, list[Statement]]
+    makers: dict[str, Statement]
+    all: list[Statement]
+    labels: list[Label]
+
+
+def is_cheap(op: Op, site: Site) -> bool:
+    """No sums of products, and no sums over an index: made again sooner than kept."""
+    return op.leaf and op.macs(site) == 0 and not any(op.summed(s) for s in (o.name for o in op.outputs if not o.optional))
+
+
+def normal_calls(definition: Program, results: Iterable[str], split: bool) -> list[Call]:
+    """The calls that the wanted results need: one for each gradient, with what they lack put before them.
+
+    split: operations whose outputs are made together are split, too, by the axes of their outputs.
+    """
+    calls = needed(definition.calls, set(results))
+    calls = [c for call in calls for c in with_before(call)]
+    calls = remade(calls)
+    return needed([c for call in calls for c in apart(call, split)], set(results))
+
+
+def needed(calls: Iterable[Call], wanted: set[str]) -> list[Call]:
+    """The calls, outputs and inputs that lead to what is wanted."""
+    calls = list(calls)
+    made = {t: i for i, c in enumerate(calls) for t in c.outputs.values()}
+    kept: dict[int, set[str]] = {}
+    left = list(wanted)
+    while left:
+        tensor = left.pop()
+        if tensor not in made or tensor in kept.setdefault(made[tensor], set()):
+            continue
+        kept[made[tensor]].add(tensor)
+        call = calls[made[tensor]]
+        left += _read_for(call, {s for s, t in call.outputs.items() if t in kept[made[tensor]]}).values()
+    out = []
+    for i in sorted(kept):
+        outputs = {s: t for s, t in calls[i].outputs.items() if t in kept[i]}
+        out.append(replace(calls[i], outputs=outputs, inputs=_read_for(calls[i], set(outputs))))
+    return out
+
+
+def _read_for(call: Call, outputs: set[str]) -> dict[str, str]:
+    """The inputs that are read for some of the outputs."""
+    rules = REGISTRY[call.op].needed_for
+    return {s: t for s, t in call.inputs.items() if s not in rules or set(rules[s]) & outputs}
+
+
+def with_before(call: Call) -> list[Call]:
+    """The call behind the one that makes the inputs it lacks."""
+    op = REGISTRY[call.op]
+    if op.before is None:
+        return [call]
+    first = REGISTRY[op.before]
+    stem = next(iter(call.outputs.values()))
+    made = {s.name: f"{stem}.{s.name}" for s in first.outputs}
+    inputs = {s.name: call.inputs[s.name] for s in first.inputs if s.name in call.inputs}
+    attrs = {k: v for k, v in call.attrs.items() if k in first.attrs}
+    return [Call(first.name, inputs, made, attrs, where=call.where), replace(call, inputs={**call.inputs, **made})]
+
+
+def remade(calls: list[Call]) -> list[Call]:
+    """Where a gradient call can give the forward result of its own operation, too, the forward call is left out."""
+    out = list(calls)
+    for call in calls:
+        op = REGISTRY[call.op]
+        forward = next((f for f in out if REGISTRY[f.op].gradient == op.name and all(
+            call.inputs.get(s) == t for s, t in f.inputs.items())), None) if op.remakes else None
+        if forward is not None and not ancestors(out, call) & set(forward.outputs.values()):
+            more = {g: forward.outputs[s] for g, s in op.remakes.items() if s in forward.outputs}
+            out = [replace(call, outputs={**call.outputs, **more}) if c is call else c for c in out if c is not forward]
+    return out
+
+
+def ancestors(calls: list[Call], call: Call) -> set[str]:
+    """The tensors that a call is computed from."""
+    made = {t: c for c in calls for t in c.outputs.values()}
+    found: set[str] = set()
+    left = list(call.inputs.values())
+    while left:
+        t = left.pop()
+        if t not in found:
+            found.add(t)
+            left += made[t].inputs.values() if t in made else []
+    return found
+
+
+def apart(call: Call, split: bool) -> list[Call]:
+    """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same axes."""
+    op = REGISTRY[call.op]
+    groups: dict[object, dict[str, str]] = {}
+    for slot, tensor in call.outputs.items():
+        key: object = slot if not op.joint else frozenset(op.free(slot)) if split else 0
+        groups.setdefault(key, {})[slot] = tensor
+    return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
+
+
+def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str, tuple[str, int]],
+               updates: Iterable[str] = (), split: bool = False) -> Statements:
+    """The statements for the wanted results. parts: of matrix slots, how much is trained (as `Site.parts`).
+
+    updates: the results that are gradients of a parameter and applied to it at once.
+    """
+    calls = normal_calls(definition, results, split)
+    types = {n: t.type for n, t in definition.tensors.items()}
+    sums, calls = _merge_sums(calls, set(results))
+    plain = [_statement(c, types, parts) for c in calls]
+    made: dict[str, list[Statement]] = {}
+    for s in plain:
+        for t in s.makes.values():
+            made.setdefault(t, []).append(s)
+    work = Statements(definition, results, types, {t: made[t] for t in sums}, {}, [], [])
+    _clone(plain, made, work)
+    for s in work.all:
+        name = next(iter(s.makes.values()))
+        if name in set(updates):
+            s.update = name.removeprefix("d_")
+    work.labels = _label(work)
+    work.makers = {t: s for s in work.all for t in s.makes.values() if t not in work.sums}
+    return work
+
+
+def _statement(call: Call, types: dict[str, Type], parts: Mapping[str, tuple[str, int]]) -> Statement:
+    op = REGISTRY[call.op]
+    shapes = {s: types[t].shape for s, t in call.inputs.items()}
+    own = {s: parts[t] for s, t in call.inputs.items() if t in parts}
+    site = Site(shapes, call.attrs, frozenset(call.outputs), own)
+    for slot, tensor in call.outputs.items():
+        if tensor not in types:
+            types[tensor] = _made(op, site, slot)
+    return Statement(op, call, dict(call.inputs), dict(call.outputs), site)
+
+
+def _made(op: Op, site: Site, slot: str) -> Type:
+    inferred = op.infer(site)
+    return inferred[slot] if slot in inferred else Type(op.line.shape(slot, op.bind(site)))
+
+
+def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Call]], list[Call]]:
+    """Additions whose operands are all made by calls that can add to what stands there become sums in one tensor."""
+    made = {t: c for c in calls for t in c.outputs.values()}
+    uses = Counter(t for c in calls for t in c.inputs.values())
+    roots: dict[str, str] = {}          # tensor -> the sum that it is a part of
+
+    def summable(tensor: str) -> bool:
+        call = made.get(tensor)
+        if call is None or uses[tensor] != 1 or tensor in results:
+            return False
+        if call.op == ADD:
+            return all(map(summable, call.inputs.values()))
+        slot = next(s for s, t in call.outputs.items() if t == tensor)
+        return slot in REGISTRY[call.op].adds
+
+    def mark(call: Call, root: str) -> None:
+        for t in call.inputs.values():
+            roots[t] = root
+            if made[t].op == ADD:
+                mark(made[t], root)
+
+    merged: set[int] = set()
+    for call in reversed(calls):
+        if call.op == ADD and id(call) not in merged and len(set(call.inputs.values())) == 2 \
+                and all(map(summable, call.inputs.values())):
+            root = call.outputs["y"]
+            mark(call, root)
+            merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
+    out, sums = [], {}
+    for c in calls:
+        if id(c) in merged:
+            continue
+        parts = {roots[t] for t in c.outputs.values() if t in roots}
+        c = replace(c, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
+        for root in parts:
+            sums.setdefault(root, []).append(c)
+        out.append(c)
+    return sums, out
+
+
+def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: Statements) -> None:
+    """Cheap statements on nothing but the region's slots are made once for each reader; others are shared."""
+    outer = {t: s for t, ss in made.items() for s in ss if len(ss) == 1}
+
+    def cloned(s: Statement) -> bool:
+        results = set(s.makes.values()) & set(work.results)
+        return is_cheap(s.op, s.site) and not results and all(
+            t not in made or (t in outer and cloned(outer[t])) for t in s.reads.values())
+
+    copies = {id(s) for s in plain if cloned(s)}
+
+    def connect(s: Statement) -> None:
+        for slot, t in s.reads.items():
+            if t in work.sums or t not in outer:
+                continue
+            source = outer[t]
+            if id(source) in copies:
+                source = Statement(source.op, source.call, dict(source.reads), dict(source.makes), source.site)
+                connect(source)
+                work.all.append(source)
+            s.sources[slot] = source
+
+    for s in plain:
+        if id(s) not in copies:
+            connect(s)
+            work.all.append(s)
+
+
+class _Union:
+    """Indices that run along the same axis: each is a multiple of a root."""
+
+    def __init__(self) -> None:
+        self.parent: dict[object, tuple[object, int]] = {}
+        self.whole: set[object] = set()
+
+    def find(self, node: object) -> tuple[object, int]:
+        """(root, elements of the node for each element of the root)."""
+        factor = 1
+        while node in self.parent:
+            node, f = self.parent[node]
+            factor *= f
+        return node, factor
+
+    def same(self, a: object, fa: int, b: object, fb: int) -> None:
+        """Two axes are one: fa elements for each of a, fb for each of b."""
+        (ra, ga), (rb, gb) = self.find(a), self.find(b)
+        ea, eb = fa * ga, fb * gb
+        if ra == rb:
+            if ea != eb:
+                self.whole.add(ra)
+        elif ea % eb == 0:
+            self._under(rb, ra, ea // eb)
+        elif eb % ea == 0:
+            self._under(ra, rb, eb // ea)
+        else:
+            self.whole |= {ra, rb}
+
+    def _under(self, child: object, parent: object, factor: int) -> None:
+        self.parent[child] = (parent, factor)
+        if child in self.whole:
+            self.whole.add(parent)
+
+
+def _label(work: Statements) -> list[Label]:
+    union = _Union()
+    sizes: dict[object, int] = {}
+    limits: dict[object, int] = {}
+    for s in work.all:
+        for index, size in s.op.bind(s.site).items():
+            node = (id(s), index)
+            sizes[node] = size
+            if index in s.op.line.whole:
+                union.whole.add(node)
+            if index in s.op.limit:
+                limits[node] = s.op.limit[index]
+    for s in work.all:
+        for slot, source in s.sources.items():
+            out = next(o for o, t in source.makes.items() if t == s.reads[slot])
+            for mine, its in zip(_factors(s, slot), _factors(source, out), strict=True):
+                if mine and its:
+                    union.same(*mine, *its)
+                elif mine or its:
+                    union.whole.add(union.find((mine or its)[0])[0])  # type: ignore[index]
+    whole = {union.find(n)[0] for n in union.whole}
+    labels: dict[object, Label] = {}
+    taken: Counter[str] = Counter()
+    for s in work.all:
+        for index in s.op.bind(s.site):
+            root, factor = union.find((id(s), index))
+            if root not in labels:
+                name = root[1]  # type: ignore[index]
+                taken[name] += 1
+                labels[root] = Label(name if taken[name] == 1 else f"{name}{taken[name]}", sizes[root], root in whole)
+            label = labels[root]
+            s.labels[index] = (label, factor)
+            if (id(s), index) in limits:
+                limit = max(1, limits[(id(s), index)] // factor)
+                label.limit = min(label.limit or limit, limit)
+    return [x for x in labels.values() if not x.whole and x.size > 1]
+
+
+def _factors(s: Statement, slot: str) -> list[tuple[tuple[int, str], int] | None]:
+    """Axis by axis: (node of its index, elements for each element of the index); None for a number."""
+    sizes = s.op.bind(s.site)
+    return [((id(s), a.index), a.factor * (sizes[a.inner] if a.inner else 1)) if a.index else None
+            for a in s.op.axes(slot)]
