@@ -125,7 +125,26 @@ def normal_calls(definition: Program, results: Iterable[str], split: bool) -> li
     wanted = set(results)
     calls = [c for call in needed(definition.calls, wanted) for c in with_before(call)]
     calls = needed([c for call in calls for c in apart(call, split)], wanted)
-    return needed(remade(calls), wanted)
+    return in_order(needed(remade(calls), wanted))
+
+
+def in_order(calls: list[Call]) -> list[Call]:
+    """The calls, each behind those that it reads from, otherwise as they were."""
+    made = {t: c for c in calls for t in c.outputs.values()}
+    out: list[Call] = []
+    done: set[int] = set()
+
+    def put(call: Call) -> None:
+        if id(call) not in done:
+            done.add(id(call))
+            for t in call.inputs.values():
+                if t in made:
+                    put(made[t])
+            out.append(call)
+
+    for call in calls:
+        put(call)
+    return out
 
 
 def needed(calls: Iterable[Call], wanted: set[str]) -> list[Call]:
