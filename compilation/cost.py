@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
 from compilation.types import INDEX
@@ -16,9 +15,9 @@ STACK_BYTES = 4096  # reserved for the step's own stack; the simulator measures 
 
 def call_macs(program: Program, call: Call) -> int:
     """Multiply-accumulates of one call with its present settings (0 for pure renamings)."""
-    if call.op not in REGISTRY:
+    if not program.has_op(call):
         return int(call.attrs.get("macs", 0))
-    return REGISTRY[call.op].macs(site(program, call))
+    return program.op(call).macs(site(program, call))
 
 
 def total_macs(program: Program) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from compilation.errors import VerificationError
-from compilation.ops import REGISTRY
 from compilation.program import VIEW, Call, Program, Role
 from compilation.types import F32, LABEL
 
@@ -56,10 +55,9 @@ class Interpreter:
         if call.op == "sgd":
             self._update(call.updates["p"], self.memory[call.inputs["g"]], lr, momentum)
             return
-        if call.op not in REGISTRY:
+        if not self.program.has_op(call):
             raise VerificationError(f"{call.op} has no NumPy reference: long-tail operations run only as C")
-        op = REGISTRY[call.op]
-        results = op.reference({s: self._value(t) for s, t in call.inputs.items()}, dict(call.attrs))
+        results = self.program.op(call).reference({s: self._value(t) for s, t in call.inputs.items()}, dict(call.attrs))
         for slot, name in call.outputs.items():
             self.memory[name] = self._part(call, slot, results[slot]).reshape(self.program.tensors[name].shape)
         for slot, parameter in call.updates.items():

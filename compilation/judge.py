@@ -5,7 +5,6 @@ from __future__ import annotations
 from compilation.errors import VerificationError
 from compilation.memory.liveness import padded
 from compilation.memory.validate import check_program_memory
-from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
 from compilation.program import VIEW, Program, Role, Tensor
 from compilation.types import F32, LABEL, PIXELS, Element
@@ -65,8 +64,8 @@ def _check_scratch(program: Program, prefix: str) -> None:
         if c.op == VIEW and program.tensors[c.outputs["y"]].alias != c.inputs["x"]:
             raise VerificationError(f"{at}{c.outputs['y']} does not share the storage of {c.inputs['x']}")
         need = int(c.attrs.get("work_bytes", 0))
-        if c.op in REGISTRY:
-            need = REGISTRY[c.op].scratch(site(program, c))
+        if program.has_op(c):
+            need = program.op(c).scratch(site(program, c))
         t = program.tensors.get(c.scratch or "")
         if c.scratch is not None and (t is None or t.role is not Role.SCRATCH or t.alias or c.scratch in users):
             raise VerificationError(f"{at}{c.scratch} is no scratch of its own")

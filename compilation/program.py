@@ -1,9 +1,10 @@
 """The Program: the compiler's memory-planned IR. An ordered list of kernel calls over typed tensors.
 
 Everything here is plain data. Tensors, weights and calls cannot be changed: a pass puts others in their place
-(`Program.put`, `Program.replace_call`), so that Programs may share them and `Program.copy` is cheap. Operations are
-looked up in the registry (`compilation.ops`); the Program itself knows only names, shapes, roles and offsets. It prints
-as stable text and is written as JSON (`to_json`), which `compilation.program_file` reads back and judges.
+(`Program.put`, `Program.replace_call`), so that Programs may share them and `Program.copy` is cheap. Calls name their
+operations, which are looked up in the Program's own regions and in the registry (`Program.op`); else a Program knows only
+names, shapes, roles and offsets. It prints as stable text and is written as JSON (`to_json`), which
+`compilation.program_file` reads back and judges.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
+from compilation.ops import REGISTRY, Op
 from compilation.types import INDEX, Element, Shape, Type
 
 VIEW = "reshape"    # the operation that only gives a tensor another shape: the same bytes, no code
@@ -159,6 +161,7 @@ class Program:
 
     image, label, logits, loss: the tensors that a caller of the step meets; "" where there is none (yet).
     constants: the values, in order, of CONSTANT tensors that are no parameters of the model.
+    regions: the operations that were made for this Program, by name (`compilation.regions`).
     """
 
     name: str
@@ -172,11 +175,12 @@ class Program:
     loss: str = ""
     momentum: float = 0.0       # of the SGD on the device
     constants: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
 
     def copy(self) -> Program:
         """A Program that can be changed without changing this one; the immutable parts are shared."""
         return replace(self, tensors=dict(self.tensors), weights=dict(self.weights), calls=list(self.calls),
-                       constants=dict(self.constants))
+                       constants=dict(self.constants), regions=dict(self.regions))
 
     # -- changing it ----------------------------------------------------------------------------------
     def add(self, tensor: Tensor) -> Tensor:
@@ -204,6 +208,14 @@ class Program:
         self.calls[at:at + 1] = new
 
     # -- asking it ------------------------------------------------------------------------------------
+    def has_op(self, call: Call) -> bool:
+        """Whether the call's operation has a definition: not so of views and of the long tail."""
+        return call.op in REGISTRY or call.op in self.regions
+
+    def op(self, call: Call) -> Op:
+        """The call's operation: one of the registry, or a region of this Program."""
+        return REGISTRY[call.op] if call.op in REGISTRY else self.regions[call.op]
+
     def storage(self, name: str) -> str:
         """The root of the alias chain: the tensor that owns the bytes."""
         while (alias := self.tensors[name].alias) is not None:
@@ -245,7 +257,8 @@ class Program:
         return hashlib.sha256(json.dumps(self._members()).encode()).hexdigest()
 
     def _members(self) -> dict[str, Any]:
-        return {f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}
+        regions = {name: region.to_json() for name, region in self.regions.items()}
+        return {**{f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}, "regions": regions}
 
 
 def _pairs(slots: Mapping[str, str]) -> str:

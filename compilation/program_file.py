@@ -16,6 +16,7 @@ from typing import Any
 from compilation.errors import PlacementError, ProgramFileError, VerificationError
 from compilation.judge import judge
 from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.regions.region import Region
 from compilation.types import ELEMENTS, Type
 from compilation.verify import verify
 
@@ -62,16 +63,31 @@ def _parse(text: str) -> tuple[Program, str]:
     try:
         members = _record({**PROGRAM, "digest": TEXT})(json.loads(text, object_pairs_hook=_once))
         digest = members.pop("digest")
-        program = Program(**members)
-        for kind, items in (("tensor", program.tensors), ("weight", program.weights)):
-            for key, item in items.items():
-                if key != item.name:
-                    raise _Wrong(f"the {kind} under {key!r} calls itself {item.name!r}")
+        program = _named(members)
     except _Wrong as error:
         raise ProgramFileError(str(error)) from None
     except (ValueError, RecursionError) as error:       # JSONDecodeError, a number of too many digits
         raise ProgramFileError(f"not JSON, or cut short: {error}") from None
     return program, digest
+
+
+def _named(members: dict[str, Any]) -> Program:
+    program = Program(**members)
+    for kind, items in (("tensor", program.tensors), ("weight", program.weights), ("region", program.regions)):
+        for key, item in items.items():
+            if key != item.name:
+                raise _Wrong(f"the {kind} under {key!r} calls itself {item.name!r}")
+    return program
+
+
+def _definition(value: Any) -> Program:
+    """A region's Program."""
+    members = _record({**PROGRAM, "digest": TEXT})(value)
+    digest = members.pop("digest")
+    program = _named(members)
+    if digest != program.digest():
+        raise _Wrong("the content is not what its digest names: it was changed by hand; compile again")
+    return program
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,4 +180,6 @@ PROGRAM: dict[str, Check] = {
     "predict_calls": WHOLE, "image": TEXT, "label": TEXT, "logits": TEXT, "loss": TEXT,
     "momentum": _is("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1),
     "constants": _by_name(NUMBERS),
+    "regions": _by_name(_record({"definition": _definition, "results": _list(TEXT, "result")},
+                                lambda definition, results: Region(definition, tuple(results)))),
 }

@@ -120,7 +120,7 @@ class _Verifier:
 
     # -- calls --------------------------------------------------------------------------------------
     def _call(self, number: int, call: Call) -> None:
-        op = REGISTRY.get(call.op)
+        op = self.program.op(call) if self.program.has_op(call) else None
         tail = next((k for k in TAIL_ATTRS if call.op.startswith(k)), None)
         if op is None and tail is None and call.op != VIEW:
             self.fail("there is no such operation")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compilation.ops import REGISTRY
 from compilation.passes.rewrite import emit_before, producers, use_counts
 from compilation.program import Call, Program
 
@@ -24,12 +23,12 @@ def _move_one(program: Program) -> bool:
     for take in [c for c in program.calls if c.op == "take_row"]:
         source = take.inputs["x"]
         above = made.get(source)
-        if above is None or above.op not in REGISTRY:
+        if above is None or not program.has_op(above):
             continue
-        if uses[source] == 1 and REGISTRY[above.op].rowwise:
+        if uses[source] == 1 and program.op(above).rowwise:
             _through(program, take, above)
             return True
-        if "q_rows" in REGISTRY[above.op].attrs and take.attrs["row"] == 0 and uses[source] == 1 \
+        if "q_rows" in program.op(above).attrs and take.attrs["row"] == 0 and uses[source] == 1 \
                 and above.attrs["q_rows"] > 1:
             program.replace_call(above, replace(above, attrs={**above.attrs, "q_rows": 1}, outputs=take.outputs))
             program.replace_call(take)
@@ -41,7 +40,7 @@ def _move_one(program: Program) -> bool:
 def _through(program: Program, take: Call, above: Call) -> None:
     """op(x) then take_row -> take_row of each row-wise input, then op on one row."""
     rows = {}
-    for slot in REGISTRY[above.op].rowwise:
+    for slot in program.op(above).rowwise:
         name = above.inputs[slot]
         rows[slot] = emit_before(program, above, "take_row", {"x": name}, {"row": take.attrs["row"]}, f"{name}.row",
                                  above.where)

@@ -51,7 +51,7 @@ def shape_of(program: Program, name: str) -> tuple[int, ...]:
 
 def site(program: Program, call: Call) -> Site:
     """What the operation may know of this call."""
-    op = REGISTRY[call.op]
+    op = program.op(call)
     known = {s.name for s in op.inputs}
     shapes = {s: shape_of(program, t) for s, t in call.inputs.items() if s in known}
     parts = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compilation.memory.liveness import lifetimes, live_bytes, padded
-from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh, site
 from compilation.program import VIEW, Call, Program, Role, Tensor
 from compilation.types import BYTES, Type
@@ -21,8 +20,8 @@ def share_storage(program: Program) -> None:
     end: dict[str, int] = {}                     # storage root -> last call that touches any of its tensors
     for i, c in enumerate(program.calls):
         pairs = {"y": "x"} if c.op == VIEW else {}
-        if c.op in REGISTRY:
-            pairs = REGISTRY[c.op].may_alias(site(program, c))
+        if program.has_op(c):
+            pairs = program.op(c).may_alias(site(program, c))
         for out, into in pairs.items():
             if out not in c.outputs or into not in c.inputs:
                 continue
@@ -42,7 +41,7 @@ def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object
 
     Calls that look alike to their operation share the answer.
     """
-    op, where = REGISTRY[call.op], site(program, call)
+    op, where = program.op(call), site(program, call)
     fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
     key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.parts.items()))))
     if key not in _SETTINGS:
@@ -62,7 +61,7 @@ def tune(program: Program, capacity: int | None) -> int:
     """
     live = live_bytes(program, lifetimes(program))
     for i, call in enumerate(program.calls):
-        if call.op in REGISTRY:
+        if program.has_op(call):
             options = kernel_settings(program, call)
         else:           # the long tail has no settings, only its work memory
             options = [({}, padded(int(call.attrs["work_bytes"])))] if call.attrs.get("work_bytes") else []

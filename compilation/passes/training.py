@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from compilation.errors import PlanError
-from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh, parameter_views, producers, use_counts, whole_weight
 from compilation.program import Call, Program, Role, Tensor, Weight
 from compilation.types import INDEX, LABEL, Type
@@ -36,8 +35,8 @@ def add_loss(program: Program) -> None:
 def make_matrices(program: Program) -> None:
     """Every parameter in a matrix slot becomes a Weight (all of it frozen so far)."""
     for call in program.calls:
-        if call.op in REGISTRY:
-            for s in REGISTRY[call.op].inputs:
+        if program.has_op(call):
+            for s in program.op(call).inputs:
                 if s.kind == "matrix" and s.name in call.inputs:
                     whole_weight(program, call.inputs[s.name])
 
@@ -65,7 +64,7 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
             raise PlanError(f"{name}: a selection is 'all', 'none', {{cols: [...]}} or {{rows: [...]}}, not {selection!r}")
         if name not in program.weights:
             raise PlanError(f"{name}: only weight matrices can be trained in part; use 'all' or 'none'")
-        if others := [c for c in program.calls if name in c.inputs.values() and not _as_matrix(c, name)]:
+        if others := [c for c in program.calls if name in c.inputs.values() and not _as_matrix(program, c, name)]:
             raise PlanError(f"{name}: {others[0].op} in {others[0].where or 'the model'} reads it whole, so it cannot be "
                             "trained in part; use 'all' or 'none'")
         size = program.weights[name].shape[1 if axis == "cols" else 0]
@@ -79,10 +78,10 @@ def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tu
     return checked
 
 
-def _as_matrix(call: Call, name: str) -> bool:
+def _as_matrix(program: Program, call: Call, name: str) -> bool:
     """Whether a call reads this parameter in matrix slots only."""
-    return call.op in REGISTRY and all(REGISTRY[call.op].slots[s].kind == "matrix" for s,
-                                       t in call.inputs.items() if t == name)
+    return program.has_op(call) and all(program.op(call).slots[s].kind == "matrix" for s,
+                                        t in call.inputs.items() if t == name)
 
 
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:

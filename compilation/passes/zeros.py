@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Set
 
-from compilation.ops import REGISTRY
 from compilation.program import STOP, VIEW, Call, Program, Role
 
 EITHER, FIRST = (("in0",), ("in1",)), (("in0",),)
@@ -25,7 +24,7 @@ def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Pr
     """A forward Program without what changes nothing. zero: parameters that are all zero; trained: those of the plan."""
     known = dict.fromkeys(set(zero) - set(trained), 0.0)        # tensor -> the one value of all its elements
     for call in program.calls:
-        if _vanishes(call, {n for n, v in known.items() if v == 0.0}):
+        if _vanishes(program, call, {n for n, v in known.items() if v == 0.0}):
             known |= dict.fromkeys(call.outputs.values(), 0.0)
         elif call.op == SIGMOID and known.get(call.inputs.get("in0", "")) == 0.0:
             known |= dict.fromkeys(call.outputs.values(), 0.5)
@@ -41,8 +40,8 @@ def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Pr
     return program
 
 
-def _vanishes(call: Call, zero: Set[str]) -> bool:
-    alternatives = (("x",),) if call.op == VIEW else REGISTRY[call.op].vanishes if call.op in REGISTRY \
+def _vanishes(program: Program, call: Call, zero: Set[str]) -> bool:
+    alternatives = (("x",),) if call.op == VIEW else program.op(call).vanishes if program.has_op(call) \
         else TAIL.get(call.op, ())
     return any(any(s in call.inputs for s in slots) and all(call.inputs.get(s) in {None, *zero} for s in slots)
                for slots in alternatives)

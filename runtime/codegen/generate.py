@@ -161,7 +161,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     """
     folder = Path(folder)
     require_ours(folder)
-    registry = REGISTRY if registry is None else registry
+    registry = {**(REGISTRY if registry is None else registry), **program.regions}
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
