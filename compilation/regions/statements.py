@@ -79,7 +79,7 @@ class Statement:
         if weight != slot and weight in self.site.parts:        # of a weight's gradient there is the trained part only
             axis, trained = self.site.parts[weight]
             at = int(axis == "cols")
-            found[at] = Along(found[at].label if axis == "rows" else None, found[at].factor, trained)
+            found[at] = Along(found[at].label, found[at].factor, trained)
         return tuple(found)
 
     def free(self, label: Label) -> bool:
