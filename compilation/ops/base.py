@@ -68,6 +68,7 @@ class Site:
     attrs: Mapping[str, Any]
     wants: frozenset[str] = frozenset()
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    updates: frozenset[str] = frozenset()       # those of the wanted outputs that are gradients applied at once
 
     def has(self, slot: str) -> bool:
         return slot in self.shapes

@@ -7,7 +7,7 @@ every combination of steps are then arithmetic on the sizes of its loops.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -36,16 +36,16 @@ class Option:
     over: frozenset[tuple[str, str]]
 
 
-def options(make: object, tile_price: Mapping[int, float] | None = None) -> list[Option]:
-    """make: split or not -> Statements."""
+def options(make: Callable[[bool], Statements]) -> list[Option]:
+    """Every schedule that was tried. make: split or not -> Statements."""
     found: list[Option] = []
     for split in (False, True):
-        work = make(split)  # type: ignore[operator]
+        work = make(split)
         if split and not _may_split(work):
             continue
         for structure in _structures(work, split):
             found += _evaluate(work, structure)
-    return pruned(found)
+    return found
 
 
 def pruned(found: Iterable[Option]) -> list[Option]:
