@@ -83,7 +83,7 @@ TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "take_cols": lambda i, a: i["x"][:, i["index"].long()],
     "layer_norm": _norm,
     "linear": lambda i, a: F.linear(i["x"], i["w"], i.get("b")),
-    "attention": lambda i, a: _attention(i["qkv"], a["heads"]),
+    "packed_attention": lambda i, a: _attention(i["qkv"], a["heads"]),
     "gram": lambda i, a: _gram(i["x"], i["a"], i["b"]),
     "cross_entropy": lambda i, a: F.cross_entropy(i["logits"], i["label"].long())[None],
     "patch_embed": _embed,
