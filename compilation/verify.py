@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
-from compilation.ops.indices import bind
 from compilation.passes.rewrite import site
 from compilation.program import STOP, VIEW, Call, Program, Role, Tensor
 from compilation.types import F32, INDICES, Type
@@ -189,7 +188,7 @@ class _Verifier:
             if name not in op.updatable() or f"d_{name}" in call.outputs:
                 self.fail(f"it cannot update slot {name}")
         gradients = all(s.name.startswith("d_") for s in op.outputs)
-        absent = [s.name for s in op.outputs if s.name not in call.outputs]
+        absent = [s.name for s in op.outputs if s.name not in call.outputs and not s.optional]
         if (not wants) if gradients else absent:
             self.fail(f"it makes no {absent[0] if absent else 'result'}")
         if op.own_update and op.own_update not in call.updates:
@@ -207,11 +206,11 @@ class _Verifier:
                 continue                        # a weight in two parts, judged with the weights
             if t.element != declared.element:
                 self.fail(f"slot {slot} takes {declared.element}, but {name} is {t.element}")
-            if declared.kind in ("vector", "matrix") and t.role not in (Role.CONSTANT, Role.TRAINED):
+            if declared.parameter and t.role not in (Role.CONSTANT, Role.TRAINED):
                 self.fail(f"slot {slot} takes a parameter, but {name} is {t.role.value}")
             if declared.kind == "index":
                 self._index(name, where.shapes[declared.of][-1])
-        self._guard(bind, op.indices, where.shapes)
+        self._guard(op.bind, where)
         self._guard(op.check, where)
         if where.attrs.get("x_sliced"):
             self._sliced(call)
@@ -243,7 +242,7 @@ class _Verifier:
 
     @staticmethod
     def _fed_alike(op: Op, call: Call, forward: Call) -> bool:
-        fed = {s.name: call.inputs[s.name] for s in op.inputs if s.kind != "tensor" and s.name in call.inputs}
+        fed = {s.name: call.inputs[s.name] for s in op.inputs if s.kind not in ("tile", "tensor") and s.name in call.inputs}
         return all(forward.inputs.get(s) == name for s, name in {**fed, **call.updates}.items())
 
     # -- reading, making, updating ----------------------------------------------------------------------
@@ -328,7 +327,7 @@ class _Verifier:
             self.fail(f"it updates {name}, which call {self.updated[t.name]} has updated")
         assert op is not None and where is not None
         if slot == op.own_update:
-            shape = next(where.shapes[s.name] for s in op.inputs if s.kind == "tensor")
+            shape = next(where.shapes[s.name] for s in op.inputs if s.name != slot)
         else:
             shape = self._guard(self._guard(op.infer, where).__getitem__, f"d_{slot}").shape
         if math.prod(shape) != math.prod(t.shape):

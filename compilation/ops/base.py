@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from compilation.ops.indices import ANY, Axes, Line, bind, parse
 from compilation.types import F32, Element, Shape, Type
 
 Shapes = dict[str, Shape]
@@ -23,8 +24,10 @@ Arrays = dict[str, np.ndarray]
 class Slot:
     """An argument of an operation.
 
-    kind: "tensor" (a plain buffer), "vector" (a 1-D or small parameter; trainable as a whole),
-    "matrix" (a Weight, possibly in two parts; see `program.Weight`), "index" (a constant list of columns of the slot `of`).
+    kind: "tile" (a token matrix of two axes, passed as a window: vt_in, vt_out), "tensor" (a plain buffer),
+    "vector" (a 1-D or small parameter; trainable as a whole), "matrix" (a Weight, possibly in two parts; see
+    `program.Weight`), "index" (a constant list of columns of the slot `of`).
+    optional: may be absent. An optional output is there only where an index that it is carried over is tiled.
     """
 
     name: str
@@ -32,6 +35,16 @@ class Slot:
     optional: bool = False
     element: Element = F32
     of: str = ""
+
+    @property
+    def sink(self) -> bool:
+        """Whether the output is a parameter's gradient: written out, added to one, or applied at once (vt_sink)."""
+        return self.name.startswith("d_") and self.kind in ("vector", "matrix")
+
+    @property
+    def parameter(self) -> bool:
+        """Whether the input can only be a parameter."""
+        return self.kind in ("vector", "matrix")
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,28 @@ class Site:
     def has(self, slot: str) -> bool:
         return slot in self.shapes
 
+    def part(self, slot: str) -> Shape:
+        """Shape of the trained part of a matrix slot: the shape of its gradient."""
+        rows, cols = self.shapes[slot]
+        if slot not in self.parts:
+            return rows, cols
+        axis, n = self.parts[slot]
+        return (rows, n) if axis == "cols" else (n, cols)
+
 
 class Op:
     """An operation. Subclasses set the class variables and override the methods.
 
     A gradient operation's output for the input slot ``s`` is called ``d_s``; which of them a call makes
     is its `wants`. For a matrix trained in part, ``d_s`` has the shape of the trained part.
+
+    A *leaf* is an operation whose kernel works on windows of its operands: it has slots of kind "tile", and shapes, the
+    fields of its C struct and what a tile means follow from its index line. As an example that uses everything,
+
+        x: n h*[d], w: o h*[d] -> y: n o, high: n h      sized = {"h": "heads"}
+
+    n and o may be tiled and so may h, k of it meaning k * d columns of x and w; d may not. A call's struct has the window's
+    extents n, h, d, o, and, as they are axes of a matrix, where the window begins in the whole: o_at, h_at, d_at.
     """
 
     name: ClassVar[str]
@@ -72,7 +101,8 @@ class Op:
     source: ClassVar[str]                       # file in runtime/kernels
     inputs: ClassVar[tuple[Slot, ...]]
     outputs: ClassVar[tuple[Slot, ...]]
-    indices: ClassVar[str]                      # the axes of the inputs, as in "x: n c, w: o c, b: o" (ops/indices.py)
+    indices: ClassVar[str]                      # the axes of the slots, as in "x: n c, w: o c -> y: n o" (ops/indices.py)
+    sized: ClassVar[dict[str, str]] = {}        # index -> integer attribute that is its size (no field of its own in C)
     attrs: ClassVar[dict[str, tuple[type, Any]]] = {}  # name -> (int or float: int32_t or float in C, default)
     legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory, speed and, where a sum is cut, last bits
@@ -83,9 +113,84 @@ class Op:
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
+    # Of leaves:
+    adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C)
+    carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
+    layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any
+    limit: ClassVar[dict[str, int]] = {}        # index -> most elements of it in one call
+    linear: ClassVar[dict[str, tuple[str, ...]]] = {}      # input slot -> outputs that are linear in it
+    joint: ClassVar[bool] = False               # its outputs are made together, not each by a call of its own
+    before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
+    remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
+    shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
+
+    @cached_property
+    def line(self) -> Line:
+        """The index line as data."""
+        return parse(self.indices)
+
+    @cached_property
+    def leaf(self) -> bool:
+        """Whether the kernel works on windows of its operands."""
+        return any(s.kind == "tile" for s in self.slots.values())
+
+    def axes(self, slot: str) -> Axes:
+        """The axes of a slot: of `linear`, axes("w") is (Axis("o"), Axis("c"))."""
+        return self.line.axes[slot]
+
+    def free(self, output: str) -> tuple[str, ...]:
+        """Indices whose tiles are tiles of this output: of `linear_grad`, free("d_w") is ("o", "c")."""
+        return self._tiled((output,))
+
+    def summed(self, output: str) -> tuple[str, ...]:
+        """Indices whose tiles all add to this output, being in inputs only that are read for it: of `linear_grad`,
+        summed("d_w") is ("n",) and summed("d_x") is ("o",)."""
+        inputs = [s.name for s in self.inputs if output in self.needed_for.get(s.name, (output,))]
+        return tuple(n for n in self._tiled(inputs) if n not in self._tiled((output,)))
+
+    def _tiled(self, slots: Container[str]) -> tuple[str, ...]:
+        return tuple(n for n in self.line.indices(s for s in self.line.axes if s in slots) if n not in self.line.whole)
+
+    @cached_property
+    def placed(self) -> tuple[str, ...]:
+        """Indices along which the call is told where its window begins, in the field `<index>_at`: the axes of matrices
+        and of their gradients, which are passed whole. Of `linear`: ("o", "c")."""
+        return self.line.indices(s.name for s in self.slots.values() if s.kind == "matrix" and s.name in self.line.axes)
+
+    def bind(self, site: Site) -> dict[str, int]:
+        """Index -> size. Raises ValueError naming the slot whose shape does not fit.
+
+        Of `linear` with x (19, 33) and w (21, 33): {"n": 19, "c": 33, "o": 21}.
+        """
+        return bind(self.indices, site.shapes, {n: int(self.attr(site, a)) for n, a in self.sized.items()})
+
+    def window(self, site: Site, extents: Mapping[str, int]) -> Site:
+        """The site of a call on windows: with these extents (at most) of some indices, and all of the others.
+
+        Of a matrix trained in part as much is trained as a window of this size can have.
+        """
+        sizes = {**self.bind(site), **extents}
+        shapes = {s: self.line.shape(s, sizes) if s in self.line.axes and self.line.axes[s] != ANY else shape
+                  for s, shape in site.shapes.items()}
+        parts = {s: (axis, min(n, shapes[s][axis == "cols"])) for s, (axis, n) in site.parts.items()}
+        return Site(shapes, {**site.attrs, **{a: sizes[n] for n, a in self.sized.items()}}, site.wants, parts)
+
     def infer(self, site: Site) -> dict[str, Type]:
         """Output slot -> type, for every output slot the site can have."""
-        raise NotImplementedError
+        sizes, made = self.bind(site), {}
+        for slot in self.outputs:
+            axes = self.axes(slot.name)
+            if slot.optional or any(n not in sizes for a in axes for n in a.indices):
+                continue
+            alike = [s.name for s in self.inputs if site.has(s.name) and self.line.axes.get(s.name) == axes]
+            parameter = slot.name.removeprefix("d_")
+            if slot.kind == "matrix" and parameter in site.parts:
+                made[slot.name] = Type(site.part(parameter), slot.element)
+            elif axes[0].folds or parameter in alike:
+                made[slot.name] = Type(site.shapes[parameter if parameter in alike else alike[0]], slot.element)
+            else:
+                made[slot.name] = Type(self.line.shape(slot.name, sizes), slot.element)
+        return made
 
     def check(self, site: Site) -> None:
         """What shapes and attributes have to satisfy beyond `indices` and `legal`. Raises ValueError."""
@@ -99,8 +204,8 @@ class Op:
         return self.inplace
 
     def dims(self, site: Site) -> dict[str, int]:
-        """Integer fields of the C argument struct that are shapes (name -> value)."""
-        raise NotImplementedError
+        """Integer fields of the C argument struct that are shapes (name -> value), as for whole operands."""
+        return {**self.bind(site), **{f"{n}_at": 0 for n in self.placed}}
 
     def macs(self, site: Site) -> int:
         """Fused multiply-adds executed in sums of products: exactly what the kernel counts with VT_COUNT."""
@@ -126,13 +231,18 @@ class Op:
         """Input and output slots by name."""
         return {s.name: s for s in (*self.inputs, *self.outputs)}
 
+    @cached_property
+    def fields(self) -> dict[str, tuple[type, Any]]:
+        """The attributes that are fields of the C struct: all but those that are sizes of indices, which are in `dims`."""
+        return {name: kind for name, kind in self.attrs.items() if name not in self.sized.values()}
+
     def defaults(self) -> dict[str, Any]:
         """Every attribute at its default."""
         return {name: default for name, (_, default) in self.attrs.items()}
 
     def updatable(self) -> set[str]:
         """Parameter slots that `Call.updates` may name."""
-        fused = {s.name.removeprefix("d_") for s in self.outputs if s.name.startswith("d_") and s.kind != "tensor"}
+        fused = {s.name.removeprefix("d_") for s in self.outputs if s.sink}
         return fused | ({self.own_update} if self.own_update else set())
 
 

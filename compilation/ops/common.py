@@ -14,6 +14,10 @@ LANES = 16                  # widest tile of vt_panel.h
 FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
+def tile(name: str, optional: bool = False) -> Slot:
+    return Slot(name, "tile", optional)
+
+
 def tensor(name: str, optional: bool = False, element: Element = F32) -> Slot:
     return Slot(name, "tensor", optional, element)
 
@@ -49,11 +53,7 @@ def panels(n: int, rows: int) -> int:
 
 def part_shape(site: Site, slot: str) -> Shape:
     """Shape of the trained part of a matrix slot: the shape of its gradient."""
-    rows, cols = site.shapes[slot]
-    if slot not in site.parts:
-        return rows, cols
-    axis, n = site.parts[slot]
-    return (rows, n) if axis == "cols" else (n, cols)
+    return site.part(slot)
 
 
 def by_columns(site: Site, slot: str) -> bool:

@@ -104,6 +104,10 @@ class Emitter:
             return f"WEIGHTS({offset})"
         return f"{block.upper()}({offset})"
 
+    def window(self, name: str) -> str:
+        """vt_in or vt_out initialiser of a whole tensor: rows of its last axis, one after another."""
+        return f"{{.at = {self.pointer(name)}, .row = {self.program.tensors[name].shape[-1]}, .col = 1}}"
+
     def part(self, weight: Weight, part: str) -> str | None:
         name = getattr(weight, part)
         if name is None:
@@ -167,24 +171,22 @@ class Emitter:
         if op is None:
             raise CodegenError(f"operation {call.op} is not in the registry: add a definition to compilation/ops")
         fields: dict[str, str] = {}
-        kinds = {s.name: s.kind for s in (*op.inputs, *op.outputs)}
-        own = {s for s in call.updates if gradient_slot(s) not in kinds}     # written as sinks below
-        for slot in (s.name for s in op.inputs if s.name in call.inputs and s.name not in own):
-            name = call.inputs[slot]
-            fields[slot] = self.matrix(name) if kinds[slot] == "matrix" else self.pointer(name)
+        write = {"matrix": self.matrix, "tile": self.window}
+        own = {s for s in call.updates if gradient_slot(s) not in op.slots}     # written as sinks below
+        for slot in (s for s in op.inputs if s.name in call.inputs and s.name not in own):
+            fields[slot.name] = write.get(slot.kind, self.pointer)(call.inputs[slot.name])
         updates = {gradient_slot(slot): slot for slot in call.updates}
         for output in op.outputs:
-            is_sink = output.name.startswith("d_") and output.kind in ("vector", "matrix")
-            if is_sink and (output.name in call.outputs or output.name in updates):
+            if output.sink and (output.name in call.outputs or output.name in updates):
                 fields[output.name] = self.sink(call, output.name.removeprefix("d_"))
                 updates.pop(output.name, None)
             elif output.name in call.outputs:
-                fields[output.name] = self.pointer(call.outputs[output.name])
-        for slot in updates.values():       # the update itself as an operation: sgd(p, g -> updates p)
-            fields[slot] = self.sink(call, slot)
+                fields[output.name] = write.get(output.kind, self.pointer)(call.outputs[output.name])
+        for parameter in updates.values():  # the update itself as an operation: sgd(p, g -> updates p)
+            fields[parameter] = self.sink(call, parameter)
         if call.scratch:
             fields["scratch"] = self.pointer(call.scratch)
-        for attr, (kind, default) in op.attrs.items():
+        for attr, (kind, default) in op.fields.items():
             fields[attr] = self.attribute(attr, kind, call.attrs.get(attr, default))
         for dim, value in op.dims(site_of(self.program, call, op)).items():
             fields[dim] = str(int(value))

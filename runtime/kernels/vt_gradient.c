@@ -64,7 +64,9 @@ void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, c
 
 void vt_apply(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) {
     int32_t i;
-    if (k->grad) {
+    if (k->grad && k->add) {
+        for (i = 0; i < n; i++) k->grad[i0 + i] += g[i];
+    } else if (k->grad) {
         for (i = 0; i < n; i++) k->grad[i0 + i] = g[i];
     } else if (k->velocity) {
         for (i = 0; i < n; i++) {

@@ -22,11 +22,25 @@ typedef struct {
     int32_t rows, cols;
 } vt_matrix;
 
+/* A window of a token matrix: element (t, c) at at[t * row + c * col]. at == NULL: absent, or not wanted.
+ * Rows have col == 1 and the leading dimension in `row`; a panel of T tokens has row == 1 and col == T.
+ * add, where the kernel's contract allows it: 1 adds to what stands there, 0 writes. */
+typedef struct {
+    const float *at;
+    int32_t row, col;
+} vt_in;
+typedef struct {
+    float *at;
+    int32_t row, col, add;
+} vt_out;
+
 /* Where a parameter's gradient goes. All NULL: not wanted. grad != NULL: written there (same shape as the
- * trained part or the whole vector). Else param != NULL: fused SGD, p -= lr * v with v = momentum * v + g
- * (velocity == NULL: v = g). */
+ * trained part or the whole vector), or added to what stands there (add == 1). Else param != NULL: fused SGD,
+ * p -= lr * v with v = momentum * v + g (velocity == NULL: v = g). Of a vector's window, the pointers are at the
+ * window; of a matrix, they are those of the whole trained part. */
 typedef struct {
     float *grad, *param, *velocity;
+    int32_t add;
 } vt_sink;
 
 /* What a step hands to every kernel. */

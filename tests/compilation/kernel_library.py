@@ -32,11 +32,22 @@ class Matrix(ct.Structure):
 
 
 class Sink(ct.Structure):
-    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p)]
+    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p), ("add", ct.c_int32)]
+
+
+class In(ct.Structure):
+    _fields_ = [("at", ct.c_void_p), ("row", ct.c_int32), ("col", ct.c_int32)]
+
+
+class Out(ct.Structure):
+    _fields_ = [("at", ct.c_void_p), ("row", ct.c_int32), ("col", ct.c_int32), ("add", ct.c_int32)]
 
 
 class Step(ct.Structure):
     _fields_ = [("lr", ct.c_float), ("momentum", ct.c_float), ("macs", ct.POINTER(ct.c_uint64))]
+
+
+C_TYPES = {"vt_matrix": Matrix, "vt_sink": Sink, "vt_in": In, "vt_out": Out, "int32_t": ct.c_int32, "float": ct.c_float}
 
 
 @cache
@@ -51,8 +62,7 @@ def structures() -> dict[str, type[ct.Structure]]:
                 kind, first, *more = re.match(r"((?:const )?\w+) (.*)", declaration, flags=re.S).groups()  # type: ignore
                 for item in (first if not more else declaration).split(","):
                     item = item.strip()
-                    c_type = (ct.c_void_p if item.startswith("*") else
-                              {"vt_matrix": Matrix, "vt_sink": Sink, "int32_t": ct.c_int32, "float": ct.c_float}[kind])
+                    c_type = ct.c_void_p if item.startswith("*") else C_TYPES[kind]
                     fields.append((item.lstrip("* "), c_type))
             made[name] = type(name, (ct.Structure,), {"_fields_": fields})
     return made
@@ -147,6 +157,13 @@ def _matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple
     return m, trained
 
 
+def operand(data: np.ndarray, field_type: type) -> Any:
+    """The value of a struct's field for an array: its address, or the window that is all of it."""
+    if field_type not in (In, Out):
+        return data.ctypes.data
+    return field_type(data.ctypes.data, data.shape[-1], 1)
+
+
 def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | None = None, update: Update | None = None,
         alias: dict[str, str] | None = None, fill: int = 0x5A) -> Result:
     """Call the kernel once. alias: output slot -> input slot whose storage it takes over."""
@@ -172,7 +189,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
             data[...] = kept
         stored[slot.name] = trained[slot.name] = data
         if field_types[slot.name] is not Sink:
-            setattr(args, slot.name, data.ctypes.data)
+            setattr(args, slot.name, operand(data, field_types[slot.name]))
     for slot in op.inputs:              # a parameter that the operation itself updates
         if field_types.get(slot.name) is Sink:
             setattr(args, slot.name, Sink(None, trained[slot.name].ctypes.data, None))
@@ -183,10 +200,12 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
             continue
         if slot.name in alias:
             outputs[slot.name] = stored[alias[slot.name]]
-            setattr(args, slot.name, outputs[slot.name].ctypes.data)
+            setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
+        elif slot.optional:
+            continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
             outputs[slot.name] = memory.output(inferred[slot.name])
-            setattr(args, slot.name, outputs[slot.name].ctypes.data)
+            setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
         elif update is None:
             outputs[slot.name] = memory.output(inferred[slot.name])
             setattr(args, slot.name, Sink(outputs[slot.name].ctypes.data, None, None))
@@ -198,7 +217,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
                 velocity[parameter] = memory.array(np.full(inferred[slot.name], 0.25))
             setattr(args, slot.name, Sink(None, trained[parameter].ctypes.data,
                                           velocity[parameter].ctypes.data if update.velocity else None))
-    for name, (kind, _) in op.attrs.items():
+    for name, (kind, _) in op.fields.items():
         setattr(args, name, kind(site.attrs[name]))
     for name, value in op.dims(site).items():
         setattr(args, name, value)

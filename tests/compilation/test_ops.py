@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes as ct
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 
 from compilation.ops import REGISTRY, Op, Sample, Site
 from compilation.ops.base import Arrays
-from compilation.ops.indices import bind, parse
+from compilation.ops.indices import parse
 from tests.compilation.kernel_library import Sink, Step, Update, build, run, site_of, structures, trained_part
 
 TOLERANCE = 3e-6            # float32 kernels against float64, relative to the largest value
@@ -149,22 +150,24 @@ def test_shapes_are_what_infer_says(op: Op) -> None:
 @each()
 def test_indices_say_what_fits(op: Op) -> None:
     """Every input has its axes, samples fit, and a shape with another size along a shared axis does not."""
-    assert {s.name for s in op.inputs} <= parse(op.indices).keys() or op.own_update
+    line = parse(op.indices)
+    assert {s.name for s in op.inputs} <= line.axes.keys() or op.own_update
+    assert not op.leaf or list(line.outputs) == [s.name for s in op.outputs]
     assert {n for n, (kind, _) in op.attrs.items() if kind is int} == op.legal.keys() & op.attrs.keys()
     for sample in samples(op):
         site = site_of(op, sample)
-        bind(op.indices, site.shapes)
+        op.bind(site)
         op.check(site)
         assert all(site.attrs[n] in legal for n, legal in op.legal.items() if n in site.attrs)
-        axes = {s: [a.split("*")[-1] for a in axes] for s, axes in parse(op.indices).items() if s in site.shapes}
+        axes = {s: [a.inner or a.index for a in axes] for s, axes in line.axes.items() if s in site.shapes}
         present = [a for listed in axes.values() for a in listed]
         for slot, listed in axes.items():
             for i, axis in enumerate(listed):
-                if axis.isdigit() or present.count(axis) > 1:
+                if not axis or present.count(axis) > 1:
                     shape = list(site.shapes[slot])
                     shape[i] += 1
                     with pytest.raises(ValueError, match=r"has (shape|\d+ elements)"):
-                        bind(op.indices, {**site.shapes, slot: tuple(shape)})
+                        op.bind(replace(site, shapes={**site.shapes, slot: tuple(shape)}))
 
 
 @each()
@@ -172,9 +175,9 @@ def test_struct_has_the_registry_s_fields(op: Op) -> None:
     """The C argument struct: one field a slot, attribute and shape, and scratch where it is needed."""
     fields = dict(structures()[f"{op.symbol}_args"]._fields_)  # type: ignore[attr-defined]
     sample = samples(op)[0]
-    expected = {s.name for s in (*op.inputs, *op.outputs)} | set(op.attrs) | set(op.dims(site_of(op, sample)))
+    expected = {s.name for s in (*op.inputs, *op.outputs)} | set(op.fields) | set(op.dims(site_of(op, sample)))
     assert set(fields) - {"scratch"} == expected
-    for name, (kind, _) in op.attrs.items():
+    for name, (kind, _) in op.fields.items():
         assert fields[name] is {float: ct.c_float, int: ct.c_int32}[kind]
 
 
