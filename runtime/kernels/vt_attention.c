@@ -3,6 +3,9 @@
 
 VT_INLINE int32_t vt_keys_at_once(int32_t m) { return m < VT_KEYS ? m : VT_KEYS; }
 
+/* 1 / sqrt(d), unless another scale is given. */
+VT_INLINE float vt_score_scale(float scale, int32_t d) { return scale == 0.0f ? 1.0f / VT_SQRT((float)d) : scale; }
+
 /* qt (d, n) = the queries of a head times the scale; at: its first element. */
 static void vt_scale_queries(float *qt, const vt_in *q, const float *at, int32_t n, int32_t d, float scale) {
     int32_t t, c;
@@ -24,6 +27,7 @@ VT_INLINE void vt_keep_state(const vt_out *x, const float *from, int32_t n, int3
 void vt_attention(const vt_attention_args *a, const vt_step *s) {
     const int32_t n = a->n, d = a->d, e = a->e, ldy = a->y.col;
     float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n;
+    const float scale = vt_score_scale(a->scale, d);
     float high[VT_QUERIES], total[VT_QUERIES];
     int32_t i, t, c;
     for (i = 0; i < a->h; i++) {
@@ -36,7 +40,7 @@ void vt_attention(const vt_attention_args *a, const vt_step *s) {
             vt_load_state(high, a->high.at, a->high.row, a->high.col, n, i);
             vt_load_state(total, a->total.at, a->total.row, a->total.col, n, i);
         }
-        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, a->scale);
+        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, scale);
         vt_attend(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt, n, d, e, high, total, y, ldy, st);
         if (a->high.at) {
             vt_keep_state(&a->high, high, n, i);
@@ -51,6 +55,7 @@ void vt_attention(const vt_attention_args *a, const vt_step *s) {
 void vt_attention_statistics(const vt_attention_statistics_args *a, const vt_step *s) {
     const int32_t n = a->n, d = a->d, e = a->e;
     float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n, *pt = st + (ptrdiff_t)vt_keys_at_once(a->m) * n;
+    const float scale = vt_score_scale(a->scale, d);
     float high[VT_QUERIES], total[VT_QUERIES], delta[VT_QUERIES];
     int32_t i;
     for (i = 0; i < a->h; i++) {
@@ -63,7 +68,7 @@ void vt_attention_statistics(const vt_attention_statistics_args *a, const vt_ste
             vt_load_state(total, a->total.at, a->total.row, a->total.col, n, i);
             vt_load_state(delta, a->delta.at, a->delta.row, a->delta.col, n, i);
         }
-        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, a->scale);
+        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, scale);
         vt_attend_measure(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt,
                           a->dy.at + (ptrdiff_t)i * e * a->dy.col, a->dy.col, n, d, e, high, total, delta, st, pt);
         vt_keep_state(&a->high, high, n, i);
@@ -85,6 +90,7 @@ void vt_attention_grad(const vt_attention_grad_args *a, const vt_step *s) {
     const int32_t n = a->n, d = a->d, e = a->e;
     const int slopes = a->d_q.at || a->d_k.at;
     float *qt = (float *)a->scratch, *q = qt, *gt = NULL, *st = qt + (ptrdiff_t)d * n, *pt;
+    const float scale = vt_score_scale(a->scale, d);
     float high[VT_QUERIES], share[VT_QUERIES], delta[VT_QUERIES];
     int32_t i;
     if (n > 1 && a->d_k.at) {
@@ -101,13 +107,13 @@ void vt_attention_grad(const vt_attention_grad_args *a, const vt_step *s) {
         const float *g = a->dy.at ? a->dy.at + i * e : NULL;
         float *dk = vt_head_rows(&a->d_k, i * d, a->m, d), *dv = vt_head_rows(&a->d_v, i * e, a->m, e);
         const vt_queries u = {qt, gt ? gt : g, q, g, d, a->dy.row, high, share, delta,
-                              vt_head_rows(&a->d_q, i * d, n, d), a->d_q.row, a->scale,
+                              vt_head_rows(&a->d_q, i * d, n, d), a->d_q.row, scale,
                               vt_head_rows(&a->y, i * e, n, e), a->y.row};
         vt_load_state(high, a->high.at, a->high.row, a->high.col, n, i);
         vt_load_state(share, a->total.at, a->total.row, a->total.col, n, i);
         if (slopes) vt_load_state(delta, a->delta.at, a->delta.row, a->delta.col, n, i);
         vt_attend_measured(share, delta, n);
-        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, a->scale);
+        vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, scale);
         if (q != qt) vt_panel_to_rows(q, d, qt, n, d);
         if (gt) vt_rows_to_panel(gt, n, g, a->dy.row, e);
         vt_attend_backward(s, a->k.at + i * d, a->k.row, a->v.at ? a->v.at + i * e : NULL, a->v.row, a->m, &u, n, d, e, dk,

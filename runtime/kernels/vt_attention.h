@@ -3,7 +3,8 @@
 #include "vt_kernels.h"
 
 /* Softmax attention of n queries (at most 16) over m keys, for h heads side by side: of head i, the columns i * d .. of
- * q and k, i * e .. of v, y and dy. S = min(16, m) below. scale: of the scores.
+ * q and k, i * e .. of v, y and dy. S = min(16, m) below. scale: of the
+ * scores; 0 for 1 / sqrt(d).
  * Keys may come in several calls, first to last, with the same queries: then high and total (n, h) carry each query's
  * maximum and sum of exponentials from one to the next. */
 
