@@ -32,7 +32,7 @@ class Linear(Op):
 
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
-    indices = "x: n c, w: o c, b: o"
+    indices = "x: n c, w: o c, b: o -> y: n o"
     attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
     schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
