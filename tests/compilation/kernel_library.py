@@ -56,7 +56,7 @@ def structures() -> dict[str, type[ct.Structure]]:
     made: dict[str, type[ct.Structure]] = {}
     for header in sorted(KERNELS.glob("*.h")):
         text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
-        for body, name in re.findall(r"typedef struct \{(.*?)\} (vt_\w+_args);", text, flags=re.S):
+        for body, names in re.findall(r"typedef struct \{(.*?)\} ([^;{}]*_args);", text, flags=re.S):
             fields: list[tuple[str, Any]] = []
             for declaration in filter(None, (d.strip() for d in body.split(";"))):
                 kind, first, *more = re.match(r"((?:const )?\w+) (.*)", declaration, flags=re.S).groups()  # type: ignore
@@ -64,7 +64,8 @@ def structures() -> dict[str, type[ct.Structure]]:
                     item = item.strip()
                     c_type = ct.c_void_p if item.startswith("*") else C_TYPES[kind]
                     fields.append((item.lstrip("* "), c_type))
-            made[name] = type(name, (ct.Structure,), {"_fields_": fields})
+            for name in names.split(", "):
+                made[name] = type(name, (ct.Structure,), {"_fields_": fields})
     return made
 
 
@@ -183,7 +184,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
             if data is not None:
                 trained[slot.name] = data
             continue
-        panel = op.layout.get(slot.name) == "panel"
+        panel = op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
         value = sample.inputs[slot.name]
         data = memory.array(value.T, slot.element).T if panel else memory.array(value, slot.element)
         if slot.name in alias.values():
@@ -206,7 +207,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         elif slot.optional and slot.name not in sample.wants:
             continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
-            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel"
+            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
             outputs[slot.name] = memory.output(shape[::-1]).T if panel else memory.output(shape)
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
         elif update is None:
