@@ -188,7 +188,7 @@ def _read_for(call: Call, outputs: set[str]) -> dict[str, str]:
 def with_before(call: Call) -> list[Call]:
     """The call behind the one that makes the inputs it lacks."""
     op = REGISTRY[call.op]
-    if op.before is None:
+    if op.before is None or any(s.name in call.inputs for s in REGISTRY[op.before].outputs):
         return [call]
     first = REGISTRY[op.before]
     stem = next(iter(call.outputs.values()))
