@@ -8,12 +8,14 @@ from compilation.ops import (
     gram,
     linear,
     loss,
+    matmul,
     mlp_block,
     normalisation,
     optimiser,
+    packed_attention,
     rows,
 )
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
 __all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "elementwise", "embed",
-           "gram", "linear", "loss", "mlp_block", "normalisation", "optimiser", "rows"]
+           "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention", "rows"]

@@ -45,33 +45,63 @@ def activation_slope(x: Array, act: int) -> Array:
     return (x > 0).astype(float)
 
 
-def _heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
-    """q, k, v as (heads, n, d)."""
-    n, width = qkv.shape[0], qkv.shape[1] // 3
-    q, k, v = qkv.reshape(n, 3, heads, width // heads).transpose(1, 2, 0, 3)
-    return q, k, v
+def split_heads(x: Array, heads: int) -> Array:
+    """(n, heads * d) as (heads, n, d)."""
+    return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
 
 
-def _softmax(s: Array) -> Array:
+def join_heads(x: Array) -> Array:
+    """(heads, n, d) as (n, heads * d)."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+def _scores(q: Array, k: Array, heads: int, scale: float) -> Array:
+    """(heads, n, m). scale 0: 1 / sqrt(d)."""
+    qh, kh = split_heads(q, heads), split_heads(k, heads)
+    return (scale or qh.shape[-1] ** -0.5) * qh @ kh.transpose(0, 2, 1)
+
+
+def attention(q: Array, k: Array, v: Array, heads: int, scale: float = 0.0) -> Array:
+    s = _scores(q, k, heads, scale)
     e = np.exp(s - s.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    return join_heads(e / e.sum(-1, keepdims=True) @ split_heads(v, heads))
 
 
-def attention(qkv: Array, heads: int) -> Array:
-    q, k, v = _heads(qkv, heads)
-    p = _softmax(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
-    return (p @ v).transpose(1, 0, 2).reshape(qkv.shape[0], -1)
+def attention_statistics(q: Array, k: Array, v: Array, dy: Array, heads: int, scale: float = 0.0) -> dict[str, Array]:
+    """high, total, delta, (n, heads) each: of the scores s, the maximum, the sum of e^(s - high), and the sum of
+    e^(s - high) times the value's product with dy."""
+    s = _scores(q, k, heads, scale)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    dp = split_heads(dy, heads) @ split_heads(v, heads).transpose(0, 2, 1)
+    return {"high": s.max(-1).T, "total": e.sum(-1).T, "delta": (e * dp).sum(-1).T}
 
 
-def attention_grad(qkv: Array, dy: Array, heads: int) -> Array:
-    q, k, v = _heads(qkv, heads)
-    n, d = q.shape[1], q.shape[2]
-    p = _softmax(q @ k.transpose(0, 2, 1) / math.sqrt(d))
-    g = dy.reshape(n, heads, d).transpose(1, 0, 2)
-    dp = g @ v.transpose(0, 2, 1)
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / math.sqrt(d)
-    parts = np.stack([ds @ k, ds.transpose(0, 2, 1) @ q, p.transpose(0, 2, 1) @ g])
-    return parts.transpose(2, 0, 1, 3).reshape(n, -1)
+def attention_grad(q: Array, k: Array, high: Array, total: Array, v: Array | None = None, dy: Array | None = None,
+                   delta: Array | None = None, heads: int = 1, scale: float = 0.0) -> dict[str, Array]:
+    """d_q, d_k, d_v, and y again: what the inputs suffice for."""
+    qh, kh = split_heads(q, heads), split_heads(k, heads)
+    factor = scale or qh.shape[-1] ** -0.5
+    share = total.T[..., None]
+    p = np.exp(_scores(q, k, heads, scale) - high.T[..., None]) / share
+    made = {} if v is None else {"y": join_heads(p @ split_heads(v, heads))}
+    if dy is None:
+        return made
+    g = split_heads(dy, heads)
+    made["d_v"] = join_heads(p.transpose(0, 2, 1) @ g)
+    if v is not None and delta is not None:
+        ds = factor * p * (g @ split_heads(v, heads).transpose(0, 2, 1) - delta.T[..., None] / share)
+        made |= {"d_q": join_heads(ds @ kh), "d_k": join_heads(ds.transpose(0, 2, 1) @ qh)}
+    return made
+
+
+def packed_attention(qkv: Array, heads: int) -> Array:
+    return attention(*np.split(qkv, 3, 1), heads)
+
+
+def packed_attention_grad(qkv: Array, dy: Array, heads: int) -> Array:
+    q, k, v = np.split(qkv, 3, 1)
+    made = attention_grad(q=q, k=k, v=v, dy=dy, heads=heads, **attention_statistics(q, k, v, dy, heads))
+    return np.concatenate([made["d_q"], made["d_k"], made["d_v"]], 1)
 
 
 def gram(x: Array, a: Array, b: Array) -> Array:

@@ -189,7 +189,7 @@ class Recogniser(Builder):
             raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as "
                                             "matmul, softmax, matmul")
         if self._packed(*args):
-            o = self._emit("attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
+            o = self._emit("packed_attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
             return self._as(o, shape_of(call))
         return self._spell(_attention, call, args)
 

@@ -161,7 +161,7 @@ def operand(data: np.ndarray, field_type: type) -> Any:
     """The value of a struct's field for an array: its address, or the window that is all of it."""
     if field_type not in (In, Out):
         return data.ctypes.data
-    return field_type(data.ctypes.data, data.shape[-1], 1)
+    return field_type(data.ctypes.data, *(n // data.itemsize for n in data.strides))
 
 
 def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | None = None, update: Update | None = None,
@@ -183,7 +183,9 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
             if data is not None:
                 trained[slot.name] = data
             continue
-        data = memory.array(sample.inputs[slot.name], slot.element)
+        panel = op.layout.get(slot.name) == "panel"
+        value = sample.inputs[slot.name]
+        data = memory.array(value.T, slot.element).T if panel else memory.array(value, slot.element)
         if slot.name in alias.values():
             kept, data = data, memory.output(data.shape)
             data[...] = kept
@@ -201,10 +203,11 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         if slot.name in alias:
             outputs[slot.name] = stored[alias[slot.name]]
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
-        elif slot.optional:
+        elif slot.optional and slot.name not in sample.wants:
             continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
-            outputs[slot.name] = memory.output(inferred[slot.name])
+            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel"
+            outputs[slot.name] = memory.output(shape[::-1]).T if panel else memory.output(shape)
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
         elif update is None:
             outputs[slot.name] = memory.output(inferred[slot.name])

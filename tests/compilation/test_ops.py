@@ -37,6 +37,22 @@ def _attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).permute(1, 0, 2).reshape(qkv.shape[0], -1)
 
 
+def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    return x.reshape(x.shape[0], heads, -1).transpose(0, 1)
+
+
+def _separate(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
+    q, k, v = (_heads(i[s], a["heads"]) for s in ("q", "k", "v"))
+    return F.scaled_dot_product_attention(q, k, v, scale=a["scale"] or None).transpose(0, 1).flatten(1)
+
+
+def _statistics(i: Tensors, a: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    q, k, v, g = (_heads(i[s], a["heads"]) for s in ("q", "k", "v", "dy"))
+    s = q @ k.mT * (a["scale"] or q.shape[-1] ** -0.5)
+    e = torch.exp(s - s.amax(-1, keepdim=True))
+    return s.amax(-1).T, e.sum(-1).T, (e * (g @ v.mT)).sum(-1).T
+
+
 def _gram(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (x @ x.T / x.shape[1]) @ (a @ b)
 
@@ -84,7 +100,12 @@ TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "take_cols": lambda i, a: i["x"][:, i["index"].long()],
     "layer_norm": _norm,
     "linear": lambda i, a: F.linear(i["x"], i["w"], i.get("b")),
-    "attention": lambda i, a: _attention(i["qkv"], a["heads"]),
+    "packed_attention": lambda i, a: _attention(i["qkv"], a["heads"]),
+    "attention": _separate,
+    "attention_statistics": _statistics,
+    "matmul": lambda i, a: i["a"] @ i["b"],
+    "matmul_tn": lambda i, a: i["a"].T @ i["b"],
+    "matmul_nt": lambda i, a: i["a"] @ i["b"].T,
     "gram": lambda i, a: _gram(i["x"], i["a"], i["b"]),
     "cross_entropy": lambda i, a: F.cross_entropy(i["logits"], i["label"].long())[None],
     "patch_embed": _embed,
@@ -125,6 +146,9 @@ def gradient_call(op: Op, sample: Sample, dy: np.ndarray) -> tuple[Op, Arrays, d
     inputs = {s: v for s, v in sample.inputs.items() if s in known}
     if "dy" in known:
         inputs["dy"] = dy
+    if grad.before:
+        made = REGISTRY[grad.before]
+        inputs |= made.reference({s.name: inputs[s.name] for s in made.inputs}, site_of(op, sample).attrs)
     attrs = {k: v for k, v in site_of(op, sample).attrs.items() if k in grad.attrs}
     if "n" in grad.attrs:
         attrs["n"] = sample.inputs["x"].shape[0]
@@ -190,8 +214,9 @@ def test_reference_and_gradient_against_torch(op: Op) -> None:
         for s in wanted:
             inputs[s].requires_grad_(True)
         y = TORCH[op.name](inputs, attrs)
-        (made,) = op.reference(sample.inputs, attrs).values()
-        np.testing.assert_allclose(made, y.detach().numpy(), rtol=1e-10, atol=1e-12)
+        results = y if isinstance(y, tuple) else (y,)
+        for made, result in zip(op.reference(sample.inputs, attrs).values(), results, strict=True):
+            np.testing.assert_allclose(made, result.detach().numpy(), rtol=1e-10, atol=1e-12)
         if not wanted:
             continue
         dy = np.random.default_rng(3).normal(size=y.shape) if op.name != "cross_entropy" else np.ones(1)
