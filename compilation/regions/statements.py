@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
 from compilation.program import Call, Program
+from compilation.regions.loops import PANEL
 from compilation.types import Type
 
 ADD = "add"     # the operation whose gradient is its input: n-ary sums are chains of it
@@ -22,12 +23,17 @@ ADD = "add"     # the operation whose gradient is its input: n-ary sums are chai
 
 @dataclass(eq=False)
 class Label:
-    """An index of the region. size: elements; whole: it cannot be tiled; limit: most elements of a tile."""
+    """An index of the region. size: elements; whole: it is not tiled; limit: most elements of a tile.
+
+    carried: some operation carries a state from tile to tile of it. What such operations make together with it is made in
+    blocks of it, larger than the tiles that others take.
+    """
 
     name: str
     size: int
     whole: bool = False
     limit: int = 0
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,8 @@ def apart(call: Call, split: bool) -> list[Call]:
     """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same axes."""
     op = REGISTRY[call.op]
     groups: dict[object, dict[str, str]] = {}
-    for slot, tensor in call.outputs.items():
+    sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
+    for slot, tensor in sinks_first:
         key: object = slot if not op.joint else frozenset(op.free(slot)) if split else 0
         groups.setdefault(key, {})[slot] = tensor
     return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
@@ -198,7 +205,7 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
 
     updates: the results that are gradients of a parameter and applied to it at once.
     """
-    calls = normal_calls(definition, results, split)
+    calls = _with_copies(normal_calls(definition, results, split), results)
     types = {n: t.type for n, t in definition.tensors.items()}
     sums, calls = _merge_sums(calls, set(results))
     plain = [_statement(c, types, parts) for c in calls]
@@ -231,6 +238,22 @@ def _statement(call: Call, types: dict[str, Type], parts: Mapping[str, tuple[str
 def _made(op: Op, site: Site, slot: str) -> Type:
     inferred = op.infer(site)
     return inferred[slot] if slot in inferred else Type(op.line.shape(slot, op.bind(site)))
+
+
+def _with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
+    """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own."""
+    read = {t for c in calls for t in c.inputs.values()}
+    names: dict[str, str] = {}
+    copies = []
+    for c in calls:
+        op = REGISTRY[c.op]
+        for slot, t in c.outputs.items():
+            if t in results and not op.slots[slot].sink and (t in read or op.layout.get(slot) == PANEL):
+                names[t] = f"{t}.inner"
+                copies.append(Call("copy", {"x": names[t]}, {"y": t}, where=c.where))
+    renamed = [replace(c, inputs={s: names.get(t, t) for s, t in c.inputs.items()},
+                       outputs={s: names.get(t, t) for s, t in c.outputs.items()}) for c in calls]
+    return renamed + copies
 
 
 def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Call]], list[Call]]:
@@ -359,19 +382,26 @@ def _label(work: Statements) -> list[Label]:
     whole = {union.find(n)[0] for n in union.whole}
     labels: dict[object, Label] = {}
     taken: Counter[str] = Counter()
+    loudest: dict[Label, int] = {}
     for s in work.all:
         for index in s.op.bind(s.site):
             root, factor = union.find((id(s), index))
             if root not in labels:
-                name = root[1]  # type: ignore[index]
-                taken[name] += 1
-                labels[root] = Label(name if taken[name] == 1 else f"{name}{taken[name]}", sizes[root], root in whole)
+                labels[root] = Label(root[1], sizes[root], root in whole or sizes[root] == 1)  # type: ignore[index]
             label = labels[root]
             s.labels[index] = (label, factor)
+            speaks = len(s.op.line.axes) * (factor == 1)        # the widest operation on it gives the name
+            if speaks > loudest.get(label, 0):
+                loudest[label], label.name = speaks, index
+            label.carried |= index in s.op.carried
             if (id(s), index) in limits:
                 limit = max(1, limits[(id(s), index)] // factor)
                 label.limit = min(label.limit or limit, limit)
-    return [x for x in labels.values() if not x.whole and x.size > 1]
+    tiled = [x for x in labels.values() if not x.whole]
+    for x in tiled:
+        taken[x.name] += 1
+        x.name += str(taken[x.name]) if taken[x.name] > 1 else ""
+    return tiled
 
 
 def _factors(s: Statement, slot: str) -> list[tuple[tuple[int, str], int] | None]:

@@ -1,0 +1,519 @@
+"""From statements and a schedule to a tree of loops with the statements in it.
+
+Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a tree that
+it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's compute_at, Ragan-
+Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its own below that; what is
+there already is read again, or made again, as the schedule has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from compilation.ops import REGISTRY
+from compilation.ops.base import Site
+from compilation.program import Call
+from compilation.regions.loops import PANEL, ROWS
+from compilation.regions.schedule import Schedule
+from compilation.regions.statements import Along, Label, Statement, Statements
+
+
+class NoNestError(ValueError):
+    """The schedule cannot be followed."""
+
+
+@dataclass(eq=False)
+class Block:
+    """A loop under construction; the root has no label. tile: the loop walks a block of the same label."""
+
+    label: Label | None
+    step: int
+    tile: bool
+    parent: Block | None
+    items: list[Block | Placed] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def path(self) -> tuple[Block, ...]:
+        """The loops from the outermost to this one."""
+        return () if self.parent is None else (*self.parent.path, self)
+
+
+Path = tuple[Block, ...]
+
+
+@dataclass(eq=False)
+class Instance:
+    """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
+
+    along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a sum
+    over of which each share is read by itself.
+    """
+
+    tensor: str
+    along: tuple[Along, ...]
+    layout: str
+    path: Path
+    slot: bool = False
+    writes: list[tuple[Placed, str]] = field(default_factory=list)
+    reads: list[tuple[Placed, str]] = field(default_factory=list)
+    shares: set[Block] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class Placed:
+    """A statement in its loops. reads and writes: slot -> where the tensor stands."""
+
+    statement: Statement
+    block: Block
+    reads: dict[str, Instance] = field(default_factory=dict)
+    writes: dict[str, Instance] = field(default_factory=dict)
+    updates: bool = False       # its gradient is applied at once, and exists nowhere
+
+    @property
+    def path(self) -> Path:
+        return self.block.path
+
+
+class Builder:
+    """One nest. After `build`: `root` is the tree, `instances` what exists in it."""
+
+    def __init__(self, work: Statements, schedule: Schedule) -> None:
+        self.work, self.schedule = work, schedule
+        by_name = {x.name: x for x in work.labels}
+        seen: set[str] = set()
+        self.loops: list[tuple[Label, int, bool]] = []      # label, step, whether it walks a block
+        for name, step in schedule.loops:
+            if name not in by_name:
+                raise NoNestError(f"the region has no label {name}")
+            self.loops.append((by_name[name], step, name in seen))
+            seen.add(name)
+        names = [n for n, _ in schedule.loops]
+        self.blocked = {by_name[n] for n in names if names.count(n) > 1}
+        self.root = Block(None, 0, False, None)
+        self.instances: dict[tuple[object, ...], list[Instance]] = {}
+        self.slots: dict[str, Instance] = {}
+        self.sums: dict[str, Instance] = {}
+        self._loops_of: dict[Statement, list[tuple[Label, int, bool]]] = {}
+        self.ancestors: dict[str, set[str]] = {}
+
+    # -- the order of things -------------------------------------------------------------------------
+    def build(self) -> Builder:
+        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
+        summed = []
+        for s in sorted(self._roots(), key=lambda s: id(s) in late):    # what changes weights comes last
+            placed = self._root(s)
+            if s.update and not placed.updates:
+                summed.append((s, placed))
+        for tensor in self.work.results:
+            if tensor in self.work.sums:
+                self._sum(tensor, ())
+        for s, placed in summed:
+            self._update(s, placed)
+        return self
+
+    def _roots(self) -> list[Statement]:
+        """The statements that make a result; those that add to a sum are placed with it."""
+        results = set(self.work.results) - self.work.sums.keys()
+        return [s for s in self.work.all if set(s.makes.values()) & results]
+
+    def loops_of(self, s: Statement) -> list[tuple[Label, int, bool]]:
+        """The loops that a statement stands in, outermost first."""
+        if s not in self._loops_of:
+            own = s.touches()
+            labels = own + self._shares(s) if "each" in self.schedule.choices else own
+            self._loops_of[s] = [
+                (label, step, tile) for label, step, tile in self.loops if label in labels and self._may_loop(s, label)
+                and ((label in own and self._tiled(s, label)) or not (tile or (label.carried and label not in self.blocked)))]
+        return self._loops_of[s]
+
+    def _tiled(self, s: Statement, label: Label) -> bool:
+        """Of a label that is taken in blocks: whether the statement goes on in tiles of a block."""
+        return s.free(label) or (s.macs == 0 and not s.op.carried)
+
+    def _may_loop(self, s: Statement, label: Label) -> bool:
+        carried = {s.labels[i][0] for i in s.op.carried if i in s.labels}
+        for slot, tensor in s.makes.items():
+            if label in carried or any(a.label is label for a in s.along(slot)):
+                continue
+            if slot not in s.op.adds:
+                return False
+            if s.op.slots[slot].sink and s.macs and "add" not in self.schedule.choices:
+                return False
+            if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
+                    and not s.op.joint and self._outside(s, slot, label):
+                return False
+        return True
+
+    def _outside(self, s: Statement, slot: str, label: Label) -> bool:
+        """Whether the label's loop stands outside that of an axis of the result."""
+        order = [x for x, _, _ in self.loops]
+        return any(a.label in order and order.index(a.label) > order.index(label) for a in s.along(slot))
+
+    def _shares(self, s: Statement) -> list[Label]:
+        """Labels that what it reads is summed over, where it may take each share by itself: it is linear in it and adds."""
+        found = []
+        for slot, source in s.sources.items():
+            if _takes_shares(s, slot):
+                out = next(o for o, t in source.makes.items() if t == s.reads[slot])
+                axes = {a.label for a in source.along(out)}
+                found += [x for x in source.touches() if x not in axes and self._outside(source, out, x)
+                          and x in {y for y, _, _ in self.loops} and self._may_loop(source, x)]
+        return found
+
+    # -- placing -------------------------------------------------------------------------------------
+    def _root(self, s: Statement) -> Placed:
+        block = self._open(self.root, self.loops_of(s), s, None)
+        return self._place(s, block)
+
+    def _place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
+        """Put a statement at the end of a block, behind what it needs. within: the open loops, `block` among them."""
+        placed = Placed(s, block)
+        path = within or block.path
+        for slot in s.reads:
+            placed.reads[slot] = self._require(s, slot, path[:path.index(block) + 1] if block in path else block.path, path)
+        self._insert(block, placed, path)
+        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s)
+        for slot, tensor in s.makes.items() if not placed.updates else ():
+            instance = self._writes(s, slot, tensor, placed, (layouts or {}).get(slot, ROWS))
+            placed.writes[slot] = instance
+            instance.writes.append((placed, slot))
+        for slot, instance in placed.reads.items():
+            instance.reads.append((placed, slot))
+        return placed
+
+    def _still_read(self, s: Statement) -> bool:
+        """Whether a vector is read in the region by other statements than its own gradient's."""
+        return s.op.slots[next(iter(s.makes))].kind == "vector" and any(
+            s.update in other.reads.values() for other in self.work.all if other is not s and not other.update)
+
+    def _insert(self, block: Block, item: Block | Placed, path: Path) -> None:
+        """At the end, but before the open loop of `path` that stands in it."""
+        child = next((b for b in path if b.parent is block), None)
+        at = block.items.index(child) if child in block.items else len(block.items)
+        block.items.insert(at, item)
+
+    def _writes(self, s: Statement, slot: str, tensor: str, placed: Placed, layout: str) -> Instance:
+        if tensor in self.work.results and not (s.update and s.op.slots[slot].sink):
+            return self.slot(tensor, s.along(slot))
+        if tensor in self.work.sums:
+            return self.sums[tensor]
+        along = s.along(slot)
+        axes = {a.label for a in along}
+        path: list[Block] = []
+        for b in placed.path:
+            if b.label not in axes and self.sums_over(s, b) and not self._share_is_read(s, tensor, b):
+                break
+            path.append(b)
+        instance = Instance(tensor, along, s.op.layout.get(slot, layout), tuple(path))
+        instance.shares = {b for b in path if b.label not in axes and self.sums_over(s, b)}
+        self.instances.setdefault(self._key(tensor, along), []).append(instance)
+        return instance
+
+    def sums_over(self, s: Statement, block: Block) -> bool:
+        """Whether a loop is one of the statement's own: its tiles add up, where they are not tiles of the result."""
+        return any((x, tile) == (block.label, block.tile) for x, _, tile in self.loops_of(s))
+
+    def _share_is_read(self, s: Statement, tensor: str, block: Block) -> bool:
+        if "each" not in self.schedule.choices:
+            return False
+        readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
+        return bool(readers) and all(_takes_shares(r, slot) and block.label in [x for x, _, _ in self.loops_of(r)]
+                                     for r, slot in readers)
+
+    @staticmethod
+    def _key(tensor: str, along: Sequence[Along]) -> tuple[object, ...]:
+        return (tensor, *(id(a.label) for a in along))
+
+    def slot(self, name: str, along: tuple[Along, ...]) -> Instance:
+        """The region's own slot."""
+        if name not in self.slots:
+            self.slots[name] = Instance(name, along, ROWS, (), slot=True)
+        return self.slots[name]
+
+    # -- opening loops ---------------------------------------------------------------------------------
+    def _open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
+        """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
+        for label, step, tile in loops:
+            if not tile and label not in self.blocked and label.limit and step > label.limit:
+                raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
+            end = block.items.index(before) if before in block.items else len(block.items)
+            found = None
+            for at in range(end - 1, -1, -1):
+                item = block.items[at]
+                if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
+                        and self._may_join(s, item, block.items[at + 1:end]):
+                    found = item
+                    break
+            if found is None:
+                found = Block(label, step, tile, block)
+                block.items.insert(end, found)
+            block, before = found, None
+        return block
+
+    def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
+        """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
+        needed whole along it, or is made after it."""
+        behind = {p for item in later for p in _placed(item)}
+        for tensor in self._made_of(s):
+            for instance in self._instances(tensor):
+                for placed, _ in instance.writes:
+                    if placed in behind and not self._again(instance):
+                        return False
+                    if block in placed.path and block.label not in {a.label for a in instance.along} \
+                            and self.sums_over(placed.statement, block) and block not in instance.shares:
+                        return False
+        for slot, tensor in s.reads.items():
+            tiled = {a.label for a in s.along(slot)}
+            for instance in self._instances(tensor):
+                inside = any(block in p.path for p, _ in instance.writes)
+                if inside and block.label in {a.label for a in instance.along} and block.label not in tiled:
+                    return False
+        return True
+
+    def _instances(self, tensor: str) -> Iterator[Instance]:
+        if tensor in self.sums:
+            yield self.sums[tensor]
+        for key, found in self.instances.items():
+            if key[0] == tensor:
+                yield from found
+
+    def _again(self, instance: Instance) -> bool:
+        """Whether it may be made a second time: nothing that carries a state or is made together with others."""
+        source = self.work.makers.get(instance.tensor)
+        return source is not None and not source.op.carried and not source.op.joint
+
+    def _made_of(self, s: Statement) -> set[str]:
+        found: set[str] = set()
+        for slot, tensor in s.reads.items():
+            if tensor in self.ancestors:
+                found |= self.ancestors[tensor]
+                continue
+            own = {tensor}
+            if tensor in self.work.sums:
+                for c in self.work.sums[tensor]:
+                    own |= self._made_of(c)
+            elif slot in s.sources:
+                own |= self._made_of(s.sources[slot])
+            self.ancestors[tensor] = own
+            found |= own
+        return found
+
+    # -- what is read ----------------------------------------------------------------------------------
+    def _require(self, s: Statement, slot: str, path: Path, open_: Path) -> Instance:
+        """What a statement in the loops `path` reads in a slot, made before it where it is not there."""
+        tensor, along, want = s.reads[slot], s.along(slot), s.op.layout.get(slot, "")
+        if tensor in self.work.sums:
+            found = self._sum(tensor, open_)
+            return found if want in ("", ROWS) else self._relaid(s, slot, found, path, open_, want)
+        if slot not in s.sources:
+            outside = self.slot(tensor, along)
+            if s.op.slots[slot].kind != "tile" or want in ("", ROWS) or self._one_token(along):
+                return outside
+            known = self._known(tensor, along, path, want)
+            return known or self._copy(s, slot, tensor, path, open_, want, None)
+        source = s.sources[slot]
+        one = self._one_token(along)
+        known = self._known(tensor, along, path, "" if one else want, source)
+        if known:
+            return known
+        native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
+        if native and want and native != want and not one:
+            if want == PANEL:
+                rows = self._known(tensor, along, path, ROWS, source) or self._make(s, slot, path, open_, ROWS)
+                return self._relaid(s, slot, rows, path, open_, want)
+            return self._copy(s, slot, tensor, path, open_, want, source)
+        return self._make(s, slot, path, open_, want)
+
+    def _make(self, s: Statement, slot: str, path: Path, open_: Path, want: str) -> Instance:
+        """What is read in a slot, made for it."""
+        tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
+        out = next(o for o, t in source.makes.items() if t == tensor)
+        if not ("each" in self.schedule.choices and _takes_shares(s, slot)):
+            path = self._complete(source, out, path)
+        block, inside = self._below(source, path, open_)
+        self._place(source, block, inside, {out: want or ROWS})
+        return self.instances[self._key(tensor, along)][-1]
+
+    def _one_token(self, along: Sequence[Along]) -> bool:
+        """One token at a time: a panel is a row."""
+        first = along[0]
+        if first.label is None:
+            return first.size == 1
+        step = next((step for label, step, tile in reversed(self.loops) if label is first.label), first.label.size)
+        return step * first.factor == 1
+
+    def _known(self, tensor: str, along: Sequence[Along], path: Path, want: str,
+               source: Statement | None = None) -> Instance | None:
+        """An instance that may be read from these loops."""
+        for instance in reversed(self.instances.get(self._key(tensor, along), [])):
+            if want and instance.layout != want and not self._one_token(along):
+                continue
+            common = _common(instance.path, path)
+            closed, mine = instance.path[common:], path[common:]
+            axes = {a.label for a in along}
+            widened = {b.label for b in closed} & axes
+            if not widened or widened - {b.label for b in mine}:
+                if instance.layout == PANEL and widened:
+                    continue        # a panel holds the present tile's tokens only
+                return instance
+            if instance.layout == PANEL:
+                continue
+            if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
+                return instance
+        return None
+
+    def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
+        """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be in, in
+        loops of its own below."""
+        wanted = self.loops_of(source)
+        matched, depth = 0, 0
+        for i, block in enumerate(path):
+            names = [(x, tile) for x, _, tile in wanted]
+            if matched < len(wanted) and names[matched] == (block.label, block.tile):
+                matched, depth = matched + 1, i + 1
+            elif (block.label, block.tile) in names[matched:]:
+                break
+        prefix = path[:depth]
+        at = prefix[-1] if prefix else self.root
+        child = next((b for b in open_ if b.parent is at), None)
+        block = self._open(at, wanted[matched:], source, child)
+        return block, open_ if block is at else block.path
+
+    def _complete(self, source: Statement, out: str, path: Path) -> Path:
+        """As many of these loops as the tensor may be made in so that it is complete, where it is read: none it is summed over."""
+        axes = {a.label for a in source.along(out)}
+        for n, block in enumerate(path):
+            if block.label not in axes and self.sums_over(source, block):
+                return path[:n]
+        return path
+
+    def _copy(self, s: Statement, slot: str, tensor: str, path: Path, open_: Path, want: str,
+              source: Statement | None) -> Instance:
+        """The tensor in another layout, copied tile by tile where it is made (a slot of the region: where it is read)."""
+        along = s.along(slot)
+        copy = _copier(tensor, along, s)
+        if source is not None:
+            copy.sources["x"] = source
+        block, inside = self._below(copy, path, open_)
+        placed = Placed(copy, block)
+        if source is None:
+            placed.reads["x"] = self.slot(tensor, along)
+        else:
+            there = block.path
+            known = self._known(tensor, along, there, "", source)
+            if known is None:
+                at, within = self._below(source, there, inside)
+                self._place(source, at, within)
+                known = self.instances[self._key(tensor, along)][-1]
+            placed.reads["x"] = known
+        placed.reads["x"].reads.append((placed, "x"))
+        self._insert(block, placed, inside)
+        instance = Instance(tensor, along, want, block.path)
+        instance.writes.append((placed, "y"))
+        placed.writes["y"] = instance
+        self.instances.setdefault(self._key(tensor, along), []).append(instance)
+        return instance
+
+    def _relaid(self, s: Statement, slot: str, found: Instance, path: Path, open_: Path, want: str) -> Instance:
+        """What is there in another layout, copied where it is read."""
+        mine = {b.label for b in path}
+        along = tuple(a if a.label in mine else Along(None, a.factor, a.size) for a in s.along(slot))
+        copy = _copier(found.tensor, along, s)
+        block, inside = self._below(copy, path, open_)
+        placed = Placed(copy, block, {"x": found})
+        found.reads.append((placed, "x"))
+        self._insert(block, placed, inside)
+        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
+        placed.writes["y"] = instance
+        self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
+        return instance
+
+    # -- sums and updates --------------------------------------------------------------------------------
+    def _sum(self, tensor: str, open_: Path) -> Instance:
+        """The tensor that several statements add to, filled with zeros and complete."""
+        if tensor in self.sums:
+            return self.sums[tensor]
+        terms = self.work.sums[tensor]
+        slot = next(o for o, t in terms[0].makes.items() if t == tensor)
+        along = tuple(Along(None, a.factor, a.size) for a in terms[0].along(slot))
+        instance = self.slot(tensor, along) if tensor in self.work.results else Instance(tensor, along, ROWS, ())
+        self.sums[tensor] = instance
+        filler = _filler(tensor, along, terms[0])
+        placed = Placed(filler, self.root)
+        placed.writes["y"] = instance
+        instance.writes.append((placed, "y"))
+        child = open_[0] if open_ else None
+        for term in terms:
+            block = self._open(self.root, self.loops_of(term), term, child)
+            self._place(term, block)
+        first = next(i for i, item in enumerate(self.root.items) if any(tensor in p.statement.makes.values()
+                                                                        for p in _placed(item)))
+        self.root.items.insert(first, placed)
+        return instance
+
+    def _summed_loops(self, placed: Placed) -> list[Label]:
+        """Of an update: the loops that its gradient is summed over."""
+        s = placed.statement
+        axes = {a.label for slot in s.makes for a in s.along(slot)}
+        return [b.label for b in placed.path if b.label and b.label not in axes]
+
+    def _update(self, s: Statement, made: Placed) -> None:
+        """A gradient that was summed in a buffer is applied to its parameter."""
+        (slot, instance), = made.writes.items()
+        update = _updater(s, slot)
+        block = self._open(self.root, self.loops_of(update), update, None)
+        placed = Placed(update, block, {"g": instance}, updates=True)
+        block.items.append(placed)
+        instance.reads.append((placed, "g"))
+
+
+def _takes_shares(s: Statement, slot: str) -> bool:
+    """Whether all that a statement makes is linear in what it reads there, and can be summed."""
+    outputs = s.op.linear.get(slot, ())
+    return all(o in outputs and o in s.op.adds for o in s.makes)
+
+
+def _placed(item: Block | Placed) -> Iterator[Placed]:
+    if isinstance(item, Placed):
+        yield item
+    else:
+        for i in item.items:
+            yield from _placed(i)
+
+
+def _common(a: Path, b: Path) -> int:
+    n = 0
+    while n < min(len(a), len(b)) and a[n] is b[n]:
+        n += 1
+    return n
+
+
+def _plain(op: str, slot_axes: dict[str, tuple[Along, ...]], where: Statement, reads: dict[str, str],
+           makes: dict[str, str]) -> Statement:
+    """A statement of an operation whose slots all have the axes given, by position."""
+    operation = REGISTRY[op]
+    axes = next(iter(slot_axes.values()))
+    axes = (Along(None, 1, 1),) * (2 - len(axes)) + axes        # a vector is one row
+    shape = tuple(a.size for a in axes)
+    site = Site({s: shape for s in (*reads, *makes)}, operation.defaults(), frozenset(makes))
+    s = Statement(operation, Call(op, reads, makes, operation.defaults(), where=where.call.where), reads, makes, site)
+    for axis, along in zip(operation.axes(next(iter(makes or reads))), axes, strict=True):
+        if along.label is not None:
+            s.labels[axis.index] = (along.label, along.factor)
+    return s
+
+
+def _copier(tensor: str, along: tuple[Along, ...], where: Statement) -> Statement:
+    return _plain("copy", {"x": along}, where, {"x": tensor}, {"y": tensor})
+
+
+def _filler(tensor: str, along: tuple[Along, ...], where: Statement) -> Statement:
+    return _plain("fill", {"y": along}, where, {}, {"y": tensor})
+
+
+def _updater(s: Statement, slot: str) -> Statement:
+    update = _plain("sgd", {"g": s.along(slot)}, s, {"g": s.makes[slot]}, {})
+    update.update = s.update
+    return update
