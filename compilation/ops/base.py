@@ -187,7 +187,7 @@ class Op:
             parameter = slot.name.removeprefix("d_")
             if slot.kind == "matrix" and parameter in site.parts:
                 made[slot.name] = Type(site.part(parameter), slot.element)
-            elif axes[0].folds or parameter in alike:
+            elif alike and (axes[0].folds or (slot.sink and parameter in alike)):
                 made[slot.name] = Type(site.shapes[parameter if parameter in alike else alike[0]], slot.element)
             else:
                 made[slot.name] = Type(self.line.shape(slot.name, sizes), slot.element)

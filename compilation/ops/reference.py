@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,22 +28,33 @@ def layer_norm_grad(x: Array, gamma: Array | None, dy: Array, eps: float) -> tup
     return dx, (dy * xhat).sum(0), dy.sum(0)
 
 
-def activation(x: Array, act: int) -> Array:
-    """act: 0 exact GELU, 1 GELU by tanh, 2 ReLU."""
-    if act == 0:
-        return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
-    if act == 1:
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return np.maximum(x, 0)
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
 
 
-def activation_slope(x: Array, act: int) -> Array:
-    if act == 0:
-        return 0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-    if act == 1:
-        t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return (x > 0).astype(float)
+def activation(x: Array, act: str) -> Array:
+    """act: "gelu", "gelu_tanh", "relu", "sigmoid", "silu", "tanh"."""
+    return _ACTIVATIONS[act][0](x)
+
+
+def activation_slope(x: Array, act: str) -> Array:
+    return _ACTIVATIONS[act][1](x)
+
+
+def _gelu_tanh_slope(x: Array) -> Array:
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+
+
+_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {      # value and slope
+    "gelu": (lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+             lambda x: 0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
+    "gelu_tanh": (lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), _gelu_tanh_slope),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(float)),
+    "sigmoid": (sigmoid, lambda x: sigmoid(x) * (1 - sigmoid(x))),
+    "silu": (lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x)))),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+}
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -56,7 +56,7 @@ def structures() -> dict[str, type[ct.Structure]]:
     made: dict[str, type[ct.Structure]] = {}
     for header in sorted(KERNELS.glob("*.h")):
         text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
-        for body, name in re.findall(r"typedef struct \{(.*?)\} (vt_\w+_args);", text, flags=re.S):
+        for body, names in re.findall(r"typedef struct \{(.*?)\} ([^;{}]*_args);", text, flags=re.S):
             fields: list[tuple[str, Any]] = []
             for declaration in filter(None, (d.strip() for d in body.split(";"))):
                 kind, first, *more = re.match(r"((?:const )?\w+) (.*)", declaration, flags=re.S).groups()  # type: ignore
@@ -64,7 +64,8 @@ def structures() -> dict[str, type[ct.Structure]]:
                     item = item.strip()
                     c_type = ct.c_void_p if item.startswith("*") else C_TYPES[kind]
                     fields.append((item.lstrip("* "), c_type))
-            made[name] = type(name, (ct.Structure,), {"_fields_": fields})
+            for name in names.split(", "):
+                made[name] = type(name, (ct.Structure,), {"_fields_": fields})
     return made
 
 
