@@ -44,10 +44,10 @@ class AttentionOp(Op):
 
     def _samples(self, rng: np.random.Generator) -> Iterator[tuple[Arrays, dict[str, Any]]]:
         for n, m, heads, d, e in ((13, 21, 2, 5, 5), (5, 5, 3, 16, 4), (1, 9, 2, 4, 7), (16, 1, 1, 3, 3)):
-            attrs = {"heads": heads, "scale": 0.3 if e == 7 else 0.0}
+            attrs: dict[str, Any] = {"heads": heads, "scale": 0.3 if e == 7 else 0.0}
             made = {"q": rng.normal(0, 1.5, (n, heads * d)), "k": rng.normal(0, 1.5, (m, heads * d)),
                     "v": rng.normal(size=(m, heads * e)), "dy": rng.normal(size=(n, heads * e))}
-            made |= ref.attention_statistics(**made, **attrs)
+            made |= ref.attention_statistics(made, heads, attrs["scale"])
             yield {s.name: made[s.name] for s in self.inputs}, attrs
 
 
@@ -67,7 +67,7 @@ class Attention(AttentionOp):
         return SUM.of((d + keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"y": ref.attention(**inputs, **attrs)}
+        return {"y": ref.attention(inputs, attrs["heads"], attrs["scale"])}
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         for made, attrs in self._samples(rng):
@@ -91,7 +91,7 @@ class AttentionStatistics(AttentionOp):
         return SUM.of((d + 2 * keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return ref.attention_statistics(**inputs, **attrs)
+        return ref.attention_statistics(inputs, attrs["heads"], attrs["scale"])
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         for made, attrs in self._samples(rng):
@@ -129,7 +129,7 @@ class AttentionGrad(AttentionOp):
         return SUM.of((features + (1 + slopes) * keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return ref.attention_grad(**inputs, **attrs)
+        return ref.attention_grad(inputs, attrs["heads"], attrs["scale"])
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         for made, attrs in self._samples(rng):

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.packed_attention import KEYS, check_heads
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
@@ -30,6 +29,7 @@ from compilation.ops.common import (
     width,
 )
 from compilation.ops.gram import GramPart, rank_blocks
+from compilation.ops.packed_attention import KEYS, check_heads
 from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Arrays = Mapping[str, Array]
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
@@ -67,53 +68,57 @@ def join_heads(x: Array) -> Array:
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
-def _scores(q: Array, k: Array, heads: int, scale: float) -> Array:
+def _scores(i: Arrays, heads: int, scale: float) -> Array:
     """(heads, n, m). scale 0: 1 / sqrt(d)."""
-    qh, kh = split_heads(q, heads), split_heads(k, heads)
+    qh, kh = split_heads(i["q"], heads), split_heads(i["k"], heads)
     return (scale or qh.shape[-1] ** -0.5) * qh @ kh.transpose(0, 2, 1)
 
 
-def attention(q: Array, k: Array, v: Array, heads: int, scale: float = 0.0) -> Array:
-    s = _scores(q, k, heads, scale)
+def attention(i: Arrays, heads: int, scale: float = 0.0) -> Array:
+    """Of q, k, v, each (tokens, heads * features)."""
+    s = _scores(i, heads, scale)
     e = np.exp(s - s.max(-1, keepdims=True))
-    return join_heads(e / e.sum(-1, keepdims=True) @ split_heads(v, heads))
+    return join_heads(e / e.sum(-1, keepdims=True) @ split_heads(i["v"], heads))
 
 
-def attention_statistics(q: Array, k: Array, v: Array, dy: Array, heads: int, scale: float = 0.0) -> dict[str, Array]:
+def attention_statistics(i: Arrays, heads: int, scale: float = 0.0) -> dict[str, Array]:
     """high, total, delta, (n, heads) each: of the scores s, the maximum, the sum of e^(s - high), and the sum of
     e^(s - high) times the value's product with dy."""
-    s = _scores(q, k, heads, scale)
+    s = _scores(i, heads, scale)
     e = np.exp(s - s.max(-1, keepdims=True))
-    dp = split_heads(dy, heads) @ split_heads(v, heads).transpose(0, 2, 1)
+    dp = split_heads(i["dy"], heads) @ split_heads(i["v"], heads).transpose(0, 2, 1)
     return {"high": s.max(-1).T, "total": e.sum(-1).T, "delta": (e * dp).sum(-1).T}
 
 
-def attention_grad(q: Array, k: Array, high: Array, total: Array, v: Array | None = None, dy: Array | None = None,
-                   delta: Array | None = None, heads: int = 1, scale: float = 0.0) -> dict[str, Array]:
-    """d_q, d_k, d_v, and y again: what the inputs suffice for."""
-    qh, kh = split_heads(q, heads), split_heads(k, heads)
-    factor = scale or qh.shape[-1] ** -0.5
-    share = total.T[..., None]
-    p = np.exp(_scores(q, k, heads, scale) - high.T[..., None]) / share
-    made = {} if v is None else {"y": join_heads(p @ split_heads(v, heads))}
-    if dy is None:
+def attention_grad(i: Arrays, heads: int, scale: float = 0.0) -> dict[str, Array]:
+    """d_q, d_k, d_v, and y again, of q, k, v, dy and their statistics: what the inputs suffice for."""
+    qh, kh = split_heads(i["q"], heads), split_heads(i["k"], heads)
+    share = i["total"].T[..., None]
+    p = np.exp(_scores(i, heads, scale) - i["high"].T[..., None]) / share
+    made = {"y": join_heads(p @ split_heads(i["v"], heads))} if "v" in i else {}
+    if "dy" not in i:
         return made
-    g = split_heads(dy, heads)
+    g = split_heads(i["dy"], heads)
     made["d_v"] = join_heads(p.transpose(0, 2, 1) @ g)
-    if v is not None and delta is not None:
-        ds = factor * p * (g @ split_heads(v, heads).transpose(0, 2, 1) - delta.T[..., None] / share)
+    if "v" in i and "delta" in i:
+        ds = p * (g @ split_heads(i["v"], heads).transpose(0, 2, 1) - i["delta"].T[..., None] / share)
+        ds = (scale or qh.shape[-1] ** -0.5) * ds
         made |= {"d_q": join_heads(ds @ kh), "d_k": join_heads(ds.transpose(0, 2, 1) @ qh)}
     return made
 
 
+def _unpacked(qkv: Array) -> dict[str, Array]:
+    return dict(zip("qkv", np.split(qkv, 3, 1), strict=True))
+
+
 def packed_attention(qkv: Array, heads: int) -> Array:
-    return attention(*np.split(qkv, 3, 1), heads)
+    return attention(_unpacked(qkv), heads)
 
 
 def packed_attention_grad(qkv: Array, dy: Array, heads: int) -> Array:
-    q, k, v = np.split(qkv, 3, 1)
-    made = attention_grad(q=q, k=k, v=v, dy=dy, heads=heads, **attention_statistics(q, k, v, dy, heads))
-    return np.concatenate([made["d_q"], made["d_k"], made["d_v"]], 1)
+    i = {**_unpacked(qkv), "dy": dy}
+    made = attention_grad({**i, **attention_statistics(i, heads)}, heads)
+    return np.concatenate([made[f"d_{s}"] for s in "qkv"], 1)
 
 
 def gram(x: Array, a: Array, b: Array) -> Array:
