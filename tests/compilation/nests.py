@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compilation.ops import REGISTRY
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays
 from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, Stored, TileCall, Window
@@ -168,4 +169,4 @@ def attention(n: int = 37, heads: int = 3, d: int = 5, tm: int = 0) -> Case:
         call = Loop("m", n, tm, (TileCall("attention", ins, outs, attrs, carried={"m": "m"}, scratch="work", where="attn"),))
     copy = TileCall("copy", {"x": outs["y"]}, {"y": at("y", t, head)})
     body = (Loop("n", n, tq, (Loop("h", heads, 1, (call, copy)),)),)
-    return Case(Nest(own, body, _scratch(own)), v, {"y": ref.attention(**v, **attrs)})
+    return Case(Nest(own, body, _scratch(own)), v, REGISTRY["attention"].reference(v, attrs))
