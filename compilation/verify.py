@@ -10,6 +10,7 @@ from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
 from compilation.passes.rewrite import site
+from compilation.pieces import apart
 from compilation.program import STOP, VIEW, Call, Program, Role, Tensor
 from compilation.types import F32, INDICES, Type
 
@@ -76,6 +77,8 @@ class _Verifier:
                 self.fail(f"{name} is trained with momentum {self.program.momentum:g}, "
                           f"{'but has no' if self.program.momentum else 'yet has a'} velocity")
 
+        if wrong := apart(self.program):
+            self.fail(wrong)
         for name, values in self.program.constants.items():
             constant = self.program.tensors.get(name)
             if constant is None or constant.role is not Role.CONSTANT or math.prod(constant.shape) != len(values):

@@ -110,6 +110,7 @@ class Op:
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
+    gradients: ClassVar[dict[str, tuple[str, ...]]] = {}   # or input slot -> (operation, its inputs: slots or dy)
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 

@@ -16,8 +16,6 @@ class Product(Op):
     inputs, outputs, adds, vanishes = (tile("a"), tile("b")), (tile("y"),), ("y",), (("a",), ("b",))
     linear = {"a": ("y",), "b": ("y",)}
     turned: ClassVar[tuple[bool, bool]] = (False, False)    # whether a, and b, are taken transposed
-    # input slot -> (operation, its a, its b): the slot's gradient
-    gradients: ClassVar[dict[str, tuple[str, str, str]]]
 
     def macs(self, site: Site) -> int:
         sizes = self.bind(site)

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.ir import GenericConst, Op
 
 from compilation.errors import GradientError
-from compilation.ops import REGISTRY
+from compilation.ops import REGISTRY, Site
 from compilation.passes.rewrite import fresh
 from compilation.program import STOP, Call, Program, Role, Tensor
 from compilation.tvm_adapter.door import REMEDY, door
@@ -22,7 +22,8 @@ TAIL = "relax:"
 
 
 def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict[str, str]]:
-    """The backward calls of a forward Program that ends in a loss, and the gradient tensor of each wanted parameter.
+    """The backward calls of a forward Program that ends in a loss, and the gradient tensor of each wanted parameter (of
+    a parameter in pieces, of those that a gradient reaches).
 
     forward.loss names the loss tensor. Calls that depend on no wanted parameter form the frozen prefix:
     they are not shown to the differentiation at all. Gradient tensors are added to `forward.tensors`.
@@ -33,10 +34,12 @@ def differentiate(forward: Program, wanted: list[str]) -> tuple[list[Call], dict
             raise GradientError(f"no gradient can be taken for {name!r}: the compiled model has no such parameter in use")
     calls = _between(forward, wanted)
     reached = {t for c in calls for t in c.inputs.values()}
-    missing = [w for w in wanted if w not in reached]
+    sources = {w: forward.tensors[w].source or w for w in wanted}
+    missing = dict.fromkeys(sources[w] for w in wanted if sources[w] not in {sources[r] for r in reached & set(wanted)})
     if missing:
         raise GradientError(f"no gradient of the loss reaches {', '.join(missing)} (detach, no_grad, or no way to the "
                             "result): PyTorch would leave it as it is; take it out of the plan")
+    wanted = [w for w in wanted if w in reached]        # no gradient reaches the others' rows of the parameter
     register_all()
     for c in calls:
         if c.op.startswith(TAIL) and Op.get(f"relax.{c.op.removeprefix(TAIL)}").get_attr("FPrimalGradient") is None:
@@ -193,22 +196,31 @@ class _Reader:
         op, args, attrs = read_call(expr)
         inputs = {s: self._value(a) for s, a in args.items()}
         inputs = {s: t for s, t in inputs.items() if t is not None}
-        gradients = attrs.pop("_gradients")
+        gradients = attrs.pop("_gradients", None)
         source = next((c for c in self.program.calls if c.op == op.name.removesuffix("_grad")
                        and all(inputs.get(s, t) == t for s, t in c.inputs.items())), None)
         where = source.where if source else ""
         outputs: dict[str, str] = {}
+        if gradients is None:           # an operation that makes no gradients by itself
+            shapes = {s: self.program.tensors[t].shape for s, t in inputs.items()}
+            stem = next(iter(inputs.values()))
+            where = where or next((w for t in inputs.values() if (w := self.places.get(t))), "")
+            outputs = {s: self._new(f"{stem}.{s if len(op.outputs) > 1 else op.name}", made.shape)
+                       for s, made in op.infer(Site(shapes, attrs)).items()}
+            gradients = {}
         for s, shape in gradients.items():
             outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
         self.calls.append(Call(op.name, inputs, outputs, {**op.defaults(), **attrs}, where=where))
         self.places |= dict.fromkeys(outputs.values(), where)
-        return list(outputs.values())
+        return list(outputs.values()) if len(outputs) > 1 or op.outputs[0].name.startswith("d_") else outputs["y"]
 
     def _only_needed(self, needed: set[str]) -> list[Call]:
         """Drop outputs, inputs and calls that lead to no wanted gradient."""
         kept: list[Call] = []
         for c in reversed(self.calls):
             outputs = {s: t for s, t in c.outputs.items() if t in needed}
+            if outputs and not any(s.startswith("d_") for s in outputs):
+                outputs = dict(c.outputs)       # made together
             for t in set(c.outputs.values()) - set(outputs.values()):
                 del self.program.tensors[t]
             if not outputs:

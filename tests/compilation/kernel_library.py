@@ -138,7 +138,7 @@ class Memory:
         return all((r[:GUARD] == 0xA5).all() and (r[-GUARD:] == 0xA5).all() for r in self.guarded)
 
 
-def _matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
+def matrix_view(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
     """The C view of a weight, and its trained array."""
     whole = sample.inputs[slot]
     m = Matrix(rows=whole.shape[0], cols=whole.shape[1])
@@ -179,12 +179,12 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         if slot.name not in sample.inputs:
             continue
         if slot.kind == "matrix":
-            view, data = _matrix(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
+            view, data = matrix_view(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
             setattr(args, slot.name, view)
             if data is not None:
                 trained[slot.name] = data
             continue
-        panel = op.layout.get(slot.name) == "panel"
+        panel = op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
         value = sample.inputs[slot.name]
         data = memory.array(value.T, slot.element).T if panel else memory.array(value, slot.element)
         if slot.name in alias.values():
@@ -207,7 +207,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         elif slot.optional and slot.name not in sample.wants:
             continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
-            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel"
+            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
             outputs[slot.name] = memory.output(shape[::-1]).T if panel else memory.output(shape)
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
         elif update is None:

@@ -102,6 +102,7 @@ TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "mul_const": lambda i, a: i["x"] * a["value"],
     "take_row": lambda i, a: i["x"][a["row"]][None],
     "mean_rows": lambda i, a: i["x"][a["start"]:].mean(0, keepdim=True),
+    "columns": lambda i, a: i["x"][:, a["first"]:a["first"] + a["count"]],
     "take_cols": lambda i, a: i["x"][:, i["index"].long()],
     "layer_norm": _norm,
     "linear": lambda i, a: F.linear(i["x"], i["w"], i.get("b")),
@@ -157,6 +158,7 @@ def gradient_call(op: Op, sample: Sample, dy: np.ndarray) -> tuple[Op, Arrays, d
     attrs = {k: v for k, v in site_of(op, sample).attrs.items() if k in grad.attrs}
     if "n" in grad.attrs:
         attrs["n"] = sample.inputs["x"].shape[0]
+    attrs |= {a: op.bind(site_of(op, sample))[n] for n, a in grad.sized.items() if a not in op.attrs}
     return grad, inputs, attrs
 
 
