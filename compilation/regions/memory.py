@@ -18,6 +18,7 @@ from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
+from compilation.regions.statements import Statement
 from compilation.types import BYTES, Type
 
 
@@ -192,7 +193,7 @@ class Layout:
     def _earlier(self, a: Touch, b: Touch, depth: int) -> bool:
         if a.placed is b.placed:
             s = a.placed.statement
-            if not (b.write and not a.write and s.op.may_alias(s.site).get(b.slot) == a.slot):
+            if not (b.write and not a.write and (s.op.may_alias(s.site).get(b.slot) == a.slot or _pointwise(s, a.slot, b.slot))):
                 return False
         elif self.at[id(a.placed)] >= self.at[id(b.placed)]:
             return False
@@ -204,6 +205,20 @@ class Layout:
             if mine != its or not mine:
                 return False
         return True
+
+    def over(self) -> frozenset[tuple[str, str]]:
+        """The results that may take the place of one of the region's inputs, if that dies: (result, slot)."""
+        slots = [i for i in self.instances if i.slot]
+        results = [i for i in slots if i.tensor in self.builder.work.results and i.writes]
+        found = set()
+        for made in results:
+            inside = [s.instance for s in self.storages.values() if s.over is self.storages[id(made)]]
+            for given in slots:
+                if given not in results and not given.writes and tuple(a.size for a in given.along) == tuple(
+                        a.size for a in made.along) and len(made.along) == 2 \
+                        and self._precedes([given], [made, *inside], ()):
+                    found.add((made.tensor, given.tensor))
+        return frozenset(found)
 
     # -- scratch -----------------------------------------------------------------------------------------
     def site(self, p: Placed) -> Site:
@@ -320,6 +335,11 @@ class Layout:
             if inside:
                 found[index] = inside[-1].name
         return found
+
+
+def _pointwise(s: Statement, read: str, written: str) -> bool:
+    """Whether the kernel reads an element in one slot only to make the one in its place in another."""
+    return s.macs == 0 and not s.op.line.whole and not s.op.summed(written) and s.op.axes(read) == s.op.axes(written)
 
 
 def _read(p: Placed, slot: str) -> bool:

@@ -16,7 +16,7 @@ from compilation.ops.base import Site
 from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements
+from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 
 
 class NoNestError(ValueError):
@@ -106,9 +106,11 @@ class Builder:
             placed = self._root(s)
             if s.update and not placed.updates:
                 summed.append((s, placed))
-        for tensor in self.work.results:
-            if tensor in self.work.sums:
-                self._sum(tensor, ())
+        sums = [t for t in self.work.results if t in self.work.sums]
+        self._sums(sums, ())
+        for tensor in sums:
+            if (first := self.work.sums[tensor][0]).update:
+                summed.append((first, self.sums[tensor].writes[-1][0]))
         for s, placed in summed:
             self._update(s, placed)
         return self
@@ -130,7 +132,7 @@ class Builder:
 
     def _tiled(self, s: Statement, label: Label) -> bool:
         """Of a label that is taken in blocks: whether the statement goes on in tiles of a block."""
-        return s.free(label) or (s.macs == 0 and not s.op.carried)
+        return s.free(label) or not (s.op.joint or s.op.carried)
 
     def _may_loop(self, s: Statement, label: Label) -> bool:
         carried = {s.labels[i][0] for i in s.op.carried if i in s.labels}
@@ -155,11 +157,10 @@ class Builder:
         """Labels that what it reads is summed over, where it may take each share by itself: it is linear in it and adds."""
         found = []
         for slot, source in s.sources.items():
-            if _takes_shares(s, slot):
+            if takes_shares(s.call, slot):
                 out = next(o for o, t in source.makes.items() if t == s.reads[slot])
                 axes = {a.label for a in source.along(out)}
-                found += [x for x in source.touches() if x not in axes and self._outside(source, out, x)
-                          and x in {y for y, _, _ in self.loops} and self._may_loop(source, x)]
+                found += [x for x, _, _ in self.loops_of(source) if x not in axes and self._outside(source, out, x)]
         return found
 
     # -- placing -------------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ class Builder:
         for slot in s.reads:
             placed.reads[slot] = self._require(s, slot, path[:path.index(block) + 1] if block in path else block.path, path)
         self._insert(block, placed, path)
-        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s)
+        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s) \
+            and not set(s.makes.values()) & self.work.sums.keys()
         for slot, tensor in s.makes.items() if not placed.updates else ():
             instance = self._writes(s, slot, tensor, placed, (layouts or {}).get(slot, ROWS))
             placed.writes[slot] = instance
@@ -219,7 +221,7 @@ class Builder:
         if "each" not in self.schedule.choices:
             return False
         readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
-        return bool(readers) and all(_takes_shares(r, slot) and block.label in [x for x, _, _ in self.loops_of(r)]
+        return bool(readers) and all(takes_shares(r.call, slot) and block.label in [x for x, _, _ in self.loops_of(r)]
                                      for r, slot in readers)
 
     @staticmethod
@@ -330,7 +332,7 @@ class Builder:
         """What is read in a slot, made for it."""
         tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
         out = next(o for o, t in source.makes.items() if t == tensor)
-        if not ("each" in self.schedule.choices and _takes_shares(s, slot)):
+        if not ("each" in self.schedule.choices and takes_shares(s.call, slot)):
             path = self._complete(source, out, path)
         block, inside = self._below(source, path, open_)
         self._place(source, block, inside, {out: want or ROWS})
@@ -432,26 +434,31 @@ class Builder:
 
     # -- sums and updates --------------------------------------------------------------------------------
     def _sum(self, tensor: str, open_: Path) -> Instance:
-        """The tensor that several statements add to, filled with zeros and complete."""
-        if tensor in self.sums:
-            return self.sums[tensor]
-        terms = self.work.sums[tensor]
-        slot = next(o for o, t in terms[0].makes.items() if t == tensor)
-        along = tuple(Along(None, a.factor, a.size) for a in terms[0].along(slot))
-        instance = self.slot(tensor, along) if tensor in self.work.results else Instance(tensor, along, ROWS, ())
-        self.sums[tensor] = instance
-        filler = _filler(tensor, along, terms[0])
-        placed = Placed(filler, self.root)
-        placed.writes["y"] = instance
-        instance.writes.append((placed, "y"))
+        """The tensor that several statements add to, complete."""
+        self._sums([tensor], open_)
+        return self.sums[tensor]
+
+    def _sums(self, tensors: Sequence[str], open_: Path) -> None:
+        """Tensors that several statements add to, filled with zeros and complete; the first terms of all, then the second."""
+        new = [t for t in tensors if t not in self.sums]
+        for tensor in new:
+            term = self.work.sums[tensor][0]
+            slot = next(o for o, t in term.makes.items() if t == tensor)
+            along = tuple(Along(None, a.factor, a.size) for a in term.along(slot))
+            outside = tensor in self.work.results and not term.update
+            self.sums[tensor] = self.slot(tensor, along) if outside else Instance(tensor, along, ROWS, ())
         child = open_[0] if open_ else None
-        for term in terms:
-            block = self._open(self.root, self.loops_of(term), term, child)
-            self._place(term, block)
-        first = next(i for i, item in enumerate(self.root.items) if any(tensor in p.statement.makes.values()
-                                                                        for p in _placed(item)))
-        self.root.items.insert(first, placed)
-        return instance
+        terms = {tensor: self.work.sums[tensor] for tensor in new}
+        for n in range(max(map(len, terms.values()), default=0)):
+            for term in (ts[n] for ts in terms.values() if n < len(ts)):
+                self._place(term, self._open(self.root, self.loops_of(term), term, child))
+        for tensor, ts in terms.items():
+            filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
+            filled.writes["y"] = self.sums[tensor]
+            self.sums[tensor].writes.insert(0, (filled, "y"))
+            first = next(i for i, item in enumerate(self.root.items)
+                         if any(tensor in p.statement.makes.values() for p in _placed(item)))
+            self.root.items.insert(first, filled)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
         """Of an update: the loops that its gradient is summed over."""
@@ -467,12 +474,6 @@ class Builder:
         placed = Placed(update, block, {"g": instance}, updates=True)
         block.items.append(placed)
         instance.reads.append((placed, "g"))
-
-
-def _takes_shares(s: Statement, slot: str) -> bool:
-    """Whether all that a statement makes is linear in what it reads there, and can be summed."""
-    outputs = s.op.linear.get(slot, ())
-    return all(o in outputs and o in s.op.adds for o in s.makes)
 
 
 def _placed(item: Block | Placed) -> Iterator[Placed]:
@@ -514,6 +515,22 @@ def _filler(tensor: str, along: tuple[Along, ...], where: Statement) -> Statemen
 
 
 def _updater(s: Statement, slot: str) -> Statement:
+    if s.op.slots[slot].kind == "matrix":
+        return _applier(s, slot)
     update = _plain("sgd", {"g": s.along(slot)}, s, {"g": s.makes[slot]}, {})
     update.update = s.update
     return update
+
+
+def _applier(s: Statement, slot: str) -> Statement:
+    """Applies a buffer with the gradient of (the trained part of) a weight's window."""
+    op = REGISTRY["apply"]
+    weight = slot.removeprefix("d_")
+    site = Site({"w": s.site.shapes[weight], "g": s.site.part(weight)}, {}, frozenset(),
+                {"w": s.site.parts[weight]} if weight in s.site.parts else {})
+    applied = Statement(op, Call("apply", {"w": s.update, "g": s.makes[slot]}, {}, where=s.call.where),
+                        {"w": s.update, "g": s.makes[slot]}, {}, site, update=s.update)
+    for axis, along in zip(op.axes("w"), s.along(slot), strict=True):
+        if along.label is not None:
+            applied.labels[axis.index] = (along.label, along.factor)
+    return applied

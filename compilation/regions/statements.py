@@ -75,6 +75,11 @@ class Statement:
                 found.append(Along(None if label.whole else label, inner * factor, size))
             else:
                 found.append(Along(None, 1, size))
+        weight = slot.removeprefix("d_")
+        if weight != slot and weight in self.site.parts:        # of a weight's gradient there is the trained part only
+            axis, trained = self.site.parts[weight]
+            at = int(axis == "cols")
+            found[at] = Along(found[at].label if axis == "rows" else None, found[at].factor, trained)
         return tuple(found)
 
     def free(self, label: Label) -> bool:
@@ -117,10 +122,29 @@ def normal_calls(definition: Program, results: Iterable[str], split: bool) -> li
 
     split: operations whose outputs are made together are split, too, by the axes of their outputs.
     """
-    calls = needed(definition.calls, set(results))
-    calls = [c for call in calls for c in with_before(call)]
-    calls = remade(calls)
-    return needed([c for call in calls for c in apart(call, split)], set(results))
+    wanted = set(results)
+    calls = [c for call in needed(definition.calls, wanted) for c in with_before(call)]
+    calls = needed([c for call in calls for c in apart(call, split)], wanted)
+    return in_order(needed(remade(calls), wanted))
+
+
+def in_order(calls: list[Call]) -> list[Call]:
+    """The calls, each behind those that it reads from, otherwise as they were."""
+    made = {t: c for c in calls for t in c.outputs.values()}
+    out: list[Call] = []
+    done: set[int] = set()
+
+    def put(call: Call) -> None:
+        if id(call) not in done:
+            done.add(id(call))
+            for t in call.inputs.values():
+                if t in made:
+                    put(made[t])
+            out.append(call)
+
+    for call in calls:
+        put(call)
+    return out
 
 
 def needed(calls: Iterable[Call], wanted: set[str]) -> list[Call]:
@@ -167,6 +191,9 @@ def remade(calls: list[Call]) -> list[Call]:
     out = list(calls)
     for call in calls:
         op = REGISTRY[call.op]
+        if any(set(op.free(g)) != set(op.free(s)) for g in op.remakes for s in call.outputs) \
+                and any(c is not call and c.op == call.op and c.inputs == call.inputs for c in calls):
+            continue                        # it was split, and another part has the same axes
         forward = next((f for f in out if REGISTRY[f.op].gradient == op.name and all(
             call.inputs.get(s) == t for s, t in f.inputs.items())), None) if op.remakes else None
         if forward is not None and not ancestors(out, call) & set(forward.outputs.values()):
@@ -284,16 +311,35 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
             root = call.outputs["y"]
             mark(call, root)
             merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
+    shared = {root for root in set(roots.values()) if root not in results
+              and all(takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == root)}
+    roots = {t: root for t, root in roots.items() if root not in shared or made[t].op != ADD}
     out, sums = [], {}
     for c in calls:
         if id(c) in merged:
             continue
-        parts = {roots[t] for t in c.outputs.values() if t in roots}
-        c = replace(c, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
+        terms = [t for t, root in roots.items() if root in shared and root in c.inputs.values()]
+        for term in terms:
+            slot = next(s for s, t in c.inputs.items() if t == roots[term])
+            each = replace(c, inputs={**c.inputs, slot: term})
+            out.append(each)
+            for t in c.outputs.values():
+                sums.setdefault(t, []).append(each)
+        if terms:
+            continue
+        parts = {roots[t] for t in c.outputs.values() if t in roots} - shared
+        c = replace(c, outputs={s: t if roots.get(t, t) in shared else roots.get(t, t) for s, t in c.outputs.items()})
         for root in parts:
             sums.setdefault(root, []).append(c)
         out.append(c)
     return sums, out
+
+
+def takes_shares(call: Call, slot: str) -> bool:
+    """Whether all that a call makes is linear in what it reads there, and can be summed: a linear map of a sum is the sum of
+    the maps."""
+    op = REGISTRY[call.op]
+    return all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
 
 
 def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: Statements) -> None:
