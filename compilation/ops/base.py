@@ -117,6 +117,7 @@ class Op:
 
     # Of leaves:
     adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C)
+    once: ClassVar[tuple[str, ...]] = ()        # input slots that are not read where the call adds: the bias of a sum
     carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
     layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any
     limit: ClassVar[dict[str, int]] = {}        # index -> most elements of it in one call

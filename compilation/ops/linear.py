@@ -37,7 +37,7 @@ class Linear(Op):
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
     indices = "x: n c, w: o c, b: o -> y: n o"
-    adds, layout = ("y",), {"x": "panel", "y": "panel"}
+    adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
     attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
     schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
