@@ -7,7 +7,7 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -229,6 +229,10 @@ class Op:
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
+
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
+        """The settings worth trying with the bytes of scratch that each needs, fastest first, least scratch last."""
+        return [(o, self.scratch(replace(site, attrs={**site.attrs, **o}))) for o in self.schedules(site)]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError
