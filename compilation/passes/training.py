@@ -168,7 +168,8 @@ def slice_early(program: Program) -> None:
         columns = whole.shaped((whole.shape[0], len(weight.index)))
         cut = program.add(Tensor(fresh(program, f"{x}.columns"), columns, Role.ACTIVATION)).name
         program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=call.where))
-        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cut}, attrs={**call.attrs, "x_sliced": 1}))
+        inputs = {s: t for s, t in call.inputs.items() if s != "x"} | {"x_part": cut}
+        program.replace_call(call, replace(call, inputs=inputs))
 
 
 def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
