@@ -18,7 +18,6 @@ from compilation.ops.common import (
     part_shape,
     part_size,
     row_settings,
-    stage_width,
     tensor,
     vector,
     width,
@@ -94,11 +93,6 @@ class LinearGrad(Op):
         n, o = site.shapes["dy"]
         c = site.shapes["w"][1]
         return n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
-
-    def scratch(self, site: Site) -> int:
-        if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):
-            return 0
-        return SUM.of(site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_x": inputs["dy"] @ inputs["w"], "d_b": inputs["dy"].sum(0)}

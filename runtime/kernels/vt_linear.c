@@ -25,7 +25,6 @@ void vt_linear(const vt_linear_args *a, const vt_step *s) {
 
 /* d_x = dy w; d_w = dy^T x on the trained part; d_b = column sums of dy. d_x is complete before w changes. */
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t in = a->w.cols, out = a->w.rows;
     if (a->d_x) {
         int32_t i;
@@ -36,7 +35,7 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
         vt_part w = a->w.trained;
         if (a->x_sliced) w.cols = NULL;
         vt_weight_gradient(s, &a->d_w, &w, 0, out, 0, a->x_sliced ? w.n_cols : in, a->dy, out, 1, a->n, a->x,
-                           a->x_sliced ? w.n_cols : in, &plain, NULL, (float *)a->scratch);
+                           a->x_sliced ? w.n_cols : in, NULL);
     }
     if (vt_wanted(&a->d_b)) vt_bias_gradient(s, &a->d_b, 0, a->dy, out, a->n, out, NULL);
 }

@@ -20,8 +20,6 @@ typedef struct {
     const float *dy;         /* (n, w.rows) */
     float *d_x;              /* (n, w.cols), apart from dy; NULL when not wanted */
     vt_sink d_w, d_b;
-    void *scratch;           /* n * T floats, T = the largest power of two within 16 and w.trained.n_cols, when d_w is
-                                wanted, w is trained by columns and x is not sliced; else none */
     int32_t x_sliced;        /* 1: x holds only the trained columns */
     int32_t n;
 } vt_linear_grad_args;
