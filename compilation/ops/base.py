@@ -27,6 +27,7 @@ class Slot:
     kind: "tile" (a token matrix of two axes, passed as a window: vt_in, vt_out), "tensor" (a plain buffer),
     "vector" (a 1-D or small parameter; trainable as a whole), "matrix" (a Weight, possibly in two parts; see
     `program.Weight`), "index" (a constant list of columns of the slot `of`).
+    of: for a tile, the matrix slot of which it has the trained columns only, not all.
     optional: may be absent. An optional output is there only where an index that it is carried over is tiled.
     """
 

@@ -128,8 +128,9 @@ class Leaf:
         for name, (kind, _) in self.op.fields.items():
             setattr(args, name, kind(site.attrs[name]))
         sizes = {**self.sizes, **extents}
-        for name in self.op.dims(site):
-            setattr(args, name, starts.get(name.removesuffix("_at"), 0) if name.endswith("_at") else sizes[name])
+        for name, size in self.op.dims(site).items():
+            begin = name.removesuffix("_at")
+            setattr(args, name, starts.get(begin, 0) if name != begin else sizes.get(name, size))
         for flag in {"first", "last"} & set(self.fields):
             ends = [starts.get(n, 0) == 0 if flag == "first" else starts.get(n, 0) + sizes[n] == self.sizes[n]
                     for n in self.op.carried]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from compilation.ops import REGISTRY, Op, Sample
-from tests.compilation.kernel_library import build, site_of, trained_part
-from tests.compilation.windows import Leaf, layouts, tilings, whole_site
+from tests.compilation.kernel_library import In, Sink, Step, build, site_of, structures, trained_part
+from tests.compilation.windows import Home, Leaf, layouts, tilings, whole_site
 
 BLOCK = 256                 # VT_BLOCK: a sum is added up in blocks of so many terms
 TOLERANCE = 3e-6            # float32 against float64, relative to the largest value
@@ -118,3 +118,15 @@ def test_sums_cut_where_they_are_added_up_keep_their_bits(name: str, sample: Sam
     assert tiled.calls > 1
     for slot, found in tiled.outputs.items():
         np.testing.assert_array_equal(found, whole.outputs[slot])
+
+
+@pytest.mark.parametrize("layout", ["rows", "panel", "spread"])
+def test_sgd_on_windows_of_rows(layout: str, library: ct.CDLL) -> None:
+    p, g = (v.astype(np.float32) for v in random(p=(9, 21), g=(9, 21)).values())
+    home, expected = Home(g.shape, layout, np.float32(np.nan)), p - np.float32(0.05) * g
+    home.array[...] = g
+    for t0, n in ((0, 4), (4, 5)):
+        args = structures()["vt_sgd_args"]()
+        args.p, args.g, args.n, args.c = Sink(None, p[t0:].ctypes.data, None, 0), home.window(In, t0, 0), n, 21
+        library.vt_sgd(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
+    np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
