@@ -53,7 +53,7 @@ class Poly:
 
     def __str__(self) -> str:
         text = ""
-        for names, n in self.terms:
+        for names, n in sorted(self.terms, key=lambda term: term[1] < 0):
             factors = " * ".join([*names, *([str(abs(n))] if abs(n) != 1 or not names else [])])
             text += (" - " if n < 0 else " + ") * bool(text) + ("-" if n < 0 and not text else "") + factors
         return text or "0"

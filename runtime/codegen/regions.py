@@ -101,7 +101,7 @@ class _Writer:
         used |= {c.scratch for _, c in self.nest.calls()}
         for s in self.nest.stored.values():
             if s.name in used:
-                where = f"region->{s.stands}" if s.stands else f"(float *)region->scratch + {(s.offset or 0) // F32.bytes}"
+                where = f"region->{s.stands}" if s.stands else _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
                 if s.stands and self.slots.fields[s.stands].startswith("vt_sink"):
                     where += ".grad"
                 yield f"{INDENT}float *const {self.names[s.name]} = {where};"
@@ -160,7 +160,8 @@ class _Writer:
         for attr, (kind, default) in op.fields.items():
             yield attr, Emitter.attribute(attr, kind, call.attrs.get(attr, default))
         ends = self._ends(call, scope)
-        for name, number in op.dims(site).items():
+        absent = dict.fromkeys((*op.line.indices(op.line.axes), *(f"{n}_at" for n in op.placed)), 0)
+        for name, number in {**absent, **op.dims(site)}.items():
             if name in ends:
                 yield name, ends[name]
             elif name in extents:

@@ -6,7 +6,6 @@ import ctypes as ct
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,5 +91,3 @@ def run(library: ct.CDLL, name: str, c: RegionCode, case: Case, nest: Nest, lr: 
     return {s: before[s] - v if s in before else v for s, v in results.items()}, macs.value
 
 
-def relabelled(case: Case, **changes: Any) -> Case:
-    return replace(case, **changes)
