@@ -1,8 +1,8 @@
 """Runs a nest on NumPy arrays in float64, call by call, with the operations' references: what a nest means.
 
 Every tensor is a flat array that windows are cut from as the C cuts them. All of them start as NaN, so that what is read
-before it is made shows in the result; with `one_scratch` the nest's own tensors stand in one array, at their offsets, so that
-an offset or a lifetime that is wrong shows, too.
+before it is made shows in the result; with `one_scratch` the nest's own tensors stand in one array, at their offsets, so
+that an offset or a lifetime that is wrong shows, too.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class _Run:
         before, results = self.states[key]
         for slot, window in call.outputs.items():
             if not np.array_equal(self._read(window, scope, at), results[slot]):
-                raise VerificationError(f"{call.op} ({call.where}): {window.tensor} did not keep its state from tile to tile "
-                                        f"of {index}")
+                raise VerificationError(f"{call.op} ({call.where}): {window.tensor} did not keep its state from tile to "
+                                        f"tile of {index}")
         joined = {}
         for slot, value in given.items():
             axis = next((n for n, a in enumerate(op.axes(slot)) if index in a.indices), None)

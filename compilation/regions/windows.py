@@ -15,7 +15,7 @@ from compilation.ops import REGISTRY, Op, Site
 from compilation.regions.loops import PANEL, Axis, Loop, TileCall, Window
 
 Shape = tuple[int, ...]
-Parts = Mapping[str, tuple[str, int]]       # as `Site.parts`: parameter slot of the region -> axis, how much of it is trained
+Parts = Mapping[str, tuple[str, int]]       # as `Site.parts`: parameter slot -> axis, how much of it is trained
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A region's nest as a C function: loops around kernel calls, each with a constant argument struct in a block of its own.
 
-The function's own struct holds what differs from call to call: where its slots are. Sizes, strides and loop bounds are numbers
-in its text, so that calls with the same nest share it.
+The function's own struct holds what differs from call to call: where its slots are. Sizes, strides and loop bounds are
+numbers in its text, so that calls with the same nest share it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from compilation.ops import REGISTRY, Op, Slot
 from compilation.regions.loops import ROWS, Loop, Nest, TileCall, Window
 from compilation.regions.windows import Parts, Place, Poly, Scope, Shape, call_extents, place, whole_site
 from compilation.types import F32
-from runtime.codegen.emit import Emitter, gradient_slot
+from runtime.codegen.literals import attribute, gradient_slot
 from runtime.errors import CodegenError
 
 INDENT = "    "
-RESERVED = {"region", "step", "args", "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-            "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short",
-            "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
+RESERVED = {
+    "region", "step", "args", "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
+    "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
 ABSENT = {"in": "{.at = 0, .row = 0, .col = 0}", "out": "{.at = 0, .row = 0, .col = 0, .add = 0}",
           "matrix": "{.frozen = {0, 0, 0, 0, 0}, .trained = {0, 0, 0, 0, 0}, .rows = 0, .cols = 0}",
           "sink": "{.grad = 0, .param = 0, .velocity = 0, .add = 0}"}
@@ -101,9 +102,9 @@ class _Writer:
         used |= {c.scratch for _, c in self.nest.calls()}
         for s in self.nest.stored.values():
             if s.name in used:
-                where = f"region->{s.stands}" if s.stands else _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
-                if s.stands and self.slots.fields[s.stands].startswith("vt_sink"):
-                    where += ".grad"
+                where = _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
+                if s.stands:
+                    where = f"region->{s.stands}" + ".grad" * self.slots.fields[s.stands].startswith("vt_sink")
                 yield f"{INDENT}float *const {self.names[s.name]} = {where};"
 
     # -- loops -----------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class _Writer:
         if type(op).scratch is not Op.scratch:
             yield "scratch", self.names[call.scratch] if call.scratch else "0"
         for attr, (kind, default) in op.fields.items():
-            yield attr, Emitter.attribute(attr, kind, call.attrs.get(attr, default))
+            yield attr, attribute(attr, kind, call.attrs.get(attr, default))
         ends = self._ends(call, scope)
         absent = dict.fromkeys((*op.line.indices(op.line.axes), *(f"{n}_at" for n in op.placed)), 0)
         for name, number in {**absent, **op.dims(site)}.items():
@@ -185,7 +186,7 @@ class _Writer:
         return place(window, self.shapes[window.tensor], stored.layout if stored else ROWS, scope)
 
     def _base(self, tensor: str) -> str:
-        return self.names[tensor] if tensor in self.names else f"region->{tensor}"
+        return self.names.get(tensor, f"region->{tensor}")
 
     def _input(self, slot: Slot, window: Window | None, scope: Scope) -> str:
         if window is None:

@@ -15,14 +15,15 @@ from tests.compilation import nests
 from tests.compilation.nest_library import build, code, run
 from tests.compilation.nests import Case
 
-COLS, ROWS_ = {"w1": ("cols", [0, 5, 23]), "w2": ("cols", [3, 16, 17, 39])}, {"w1": ("rows", [2, 17, 39]), "w2": ("rows", [0, 23])}
+COLS = {"w1": ("cols", [0, 5, 23]), "w2": ("cols", [3, 16, 17, 39])}
+ROWS = {"w1": ("rows", [2, 17, 39]), "w2": ("rows", [0, 23])}
 CASES: dict[str, Callable[[], Case]] = {
     "mlp": nests.mlp,
     "mlp, even tiles": lambda: nests.mlp(32, 24, 32, 16, 16),
     "mlp, one tile": lambda: nests.mlp(7, 8, 12, 7, 12),
     "mlp gradient": nests.mlp_gradient,
     "mlp gradient, columns": lambda: nests.mlp_gradient(parts=COLS),
-    "mlp gradient, rows": lambda: nests.mlp_gradient(parts=ROWS_),
+    "mlp gradient, rows": lambda: nests.mlp_gradient(parts=ROWS),
     "attention": nests.attention,
     "attention, keys in tiles": lambda: nests.attention(tm=10),
 }
