@@ -6,8 +6,8 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -68,6 +68,7 @@ class Site:
     attrs: Mapping[str, Any]
     wants: frozenset[str] = frozenset()
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    updates: frozenset[str] = frozenset()       # those of the wanted outputs that are gradients applied at once
 
     def has(self, slot: str) -> bool:
         return slot in self.shapes
@@ -150,6 +151,14 @@ class Op:
         inputs = [s.name for s in self.inputs if output in self.needed_for.get(s.name, (output,))]
         return tuple(n for n in self._tiled(inputs) if n not in self._tiled((output,)))
 
+    def tileable(self, wants: Iterable[str]) -> tuple[str, ...]:
+        """Indices that may be taken in tiles by a call that makes these outputs: each is free for an output, or carried
+        from tile to tile for it, or the output can be added to, or it does not depend on the index at all. Of
+        `linear`, tileable(("y",)) is ("n", "c", "o"); of `layer_norm_grad`, tileable(("d_x",)) is ("n", "h")."""
+        wants = tuple(wants)
+        return tuple(n for n in self._tiled(self.line.axes) if all(
+            n not in self.summed(s) or s in self.adds or n in self.carried for s in wants))
+
     def _tiled(self, slots: Container[str]) -> tuple[str, ...]:
         return tuple(n for n in self.line.indices(s for s in self.line.axes if s in slots) if n not in self.line.whole)
 
@@ -220,6 +229,10 @@ class Op:
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
+
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
+        """The settings worth trying with the bytes of scratch that each needs, fastest first, least scratch last."""
+        return [(o, self.scratch(replace(site, attrs={**site.attrs, **o}))) for o in self.schedules(site)]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError

@@ -224,7 +224,7 @@ class Layout:
     def site(self, p: Placed) -> Site:
         """The largest window that a statement is called on."""
         s = p.statement
-        sizes = s.op.bind(s.site)
+        sizes = s.sizes
         extents = {}
         for index, (label, factor) in s.labels.items():
             inside = [b for b in p.path if b.label is label]

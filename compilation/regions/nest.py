@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
@@ -141,12 +142,23 @@ class Builder:
                 continue
             if slot not in s.op.adds:
                 return False
-            if s.op.slots[slot].sink and s.macs and "add" not in self.schedule.choices:
+            if s.op.slots[slot].sink and s.macs and not ("add" in self.schedule.choices and self._small(s, slot, label)):
                 return False
             if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
                     and not s.op.joint and self._outside(s, slot, label):
                 return False
         return True
+
+    def _small(self, s: Statement, slot: str, label: Label) -> bool:
+        """Whether a buffer for a gradient is smaller than what it is a product of, kept whole along the label."""
+        steps: dict[Label, int] = {}
+        for x, step, _ in self.loops:
+            steps[x] = step             # the tile's, where there are blocks
+        def elements(along: Iterable[Along], whole: Label | None) -> int:
+            return prod(a.size if a.label is None or a.label is whole or a.label not in steps
+                        else min(a.size, steps[a.label] * a.factor) for a in along)
+        operands = sum(elements(s.along(r), label) for r, t in s.reads.items() if r in s.sources or t in self.work.sums)
+        return elements(s.along(slot), None) < operands
 
     def _outside(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether the label's loop stands outside that of an axis of the result."""
@@ -471,9 +483,10 @@ class Builder:
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
         block = self._open(self.root, self.loops_of(update), update, None)
-        placed = Placed(update, block, {"g": instance}, updates=True)
+        read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
+        placed = Placed(update, block, {read: instance}, updates=True)
         block.items.append(placed)
-        instance.reads.append((placed, "g"))
+        instance.reads.append((placed, read))
 
 
 def _placed(item: Block | Placed) -> Iterator[Placed]:
@@ -526,10 +539,9 @@ def _applier(s: Statement, slot: str) -> Statement:
     """Applies a buffer with the gradient of (the trained part of) a weight's window."""
     op = REGISTRY["apply"]
     weight = slot.removeprefix("d_")
-    site = Site({"w": s.site.shapes[weight], "g": s.site.part(weight)}, {}, frozenset(),
-                {"w": s.site.parts[weight]} if weight in s.site.parts else {})
-    applied = Statement(op, Call("apply", {"w": s.update, "g": s.makes[slot]}, {}, where=s.call.where),
-                        {"w": s.update, "g": s.makes[slot]}, {}, site, update=s.update)
+    reads = {"w": s.update, "d_w": s.makes[slot]}
+    site = Site({"w": s.site.shapes[weight]}, {}, frozenset(), {"w": s.site.parts[weight]} if weight in s.site.parts else {})
+    applied = Statement(op, Call(op.name, reads, {}, where=s.call.where), reads, {}, site, update=s.update)
     for axis, along in zip(op.axes("w"), s.along(slot), strict=True):
         if along.label is not None:
             applied.labels[axis.index] = (along.label, along.factor)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from compilation.ops import REGISTRY
-from compilation.ops.base import Arrays, Op, Sample, Site, Slot
+from compilation.ops.base import Arrays, Op, Site, Slot
 from compilation.program import Program, Role
+from compilation.regions import plan
+from compilation.regions.loops import Nest
 from compilation.types import Type
 
 PREFIX = "region."
@@ -26,7 +25,7 @@ class Region(Op):
     and results `d_<slot>`; a call asks for some of them.
     """
 
-    attrs = {"schedule": (str, "")}  # type: ignore[dict-item]
+    attrs = {"schedule": (str, "")}
     schedule = ("schedule",)
 
     def __init__(self, definition: Program, results: tuple[str, ...], gradient: Region | None = None) -> None:
@@ -59,3 +58,61 @@ class Region(Op):
         kinds = {s.name: s.kind for s in self.inputs}
         return tuple(Slot(r, kinds.get(r.removeprefix("d_"), "tile") if r.startswith("d_") else "tile",
                           element=self.definition.tensors[r].element) for r in self.results)
+
+    # what it computes -----------------------------------------------------------------------------------
+    @cached_property
+    def needed_for(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+        """Input slot -> the results that need it."""
+        reads = {r: _reads(self.definition, r) for r in self.results}
+        return {s.name: tuple(r for r in self.results if s.name in reads[r]) for s in self.inputs}
+
+    def bind(self, site: Site) -> dict[str, int]:
+        for slot, shape in site.shapes.items():
+            if self.definition.tensors[slot].shape != tuple(shape):
+                raise ValueError(f"{slot} has shape {list(shape)}, not {list(self.definition.tensors[slot].shape)}")
+        return {}
+
+    def infer(self, site: Site) -> dict[str, Type]:
+        made = {r: self.definition.tensors[r].type for r in self.results}
+        return {r: t.shaped(site.part(r.removeprefix("d_"))) if r.removeprefix("d_") in site.parts else t
+                for r, t in made.items()}
+
+    # what it costs -----------------------------------------------------------------------------------------
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
+        return [({"schedule": o.schedule}, o.scratch) for o in plan.space(self, site).options]
+
+    def macs(self, site: Site) -> int:
+        return plan.layout(self, site).macs
+
+    def scratch(self, site: Site) -> int:
+        return plan.nest(self, site).scratch
+
+    def may_alias(self, site: Site) -> dict[str, str]:
+        return dict(plan.space(self, site).over)
+
+    def dims(self, site: Site) -> dict[str, int]:
+        return {}
+
+    def nest(self, site: Site) -> Nest:
+        """The loops of a call under its schedule, every tensor in its place."""
+        return plan.nest(self, site)
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        values = dict(inputs)
+        for c in self.definition.calls:
+            try:
+                made = REGISTRY[c.op].reference({s: values[t] for s, t in c.inputs.items() if t in values}, dict(c.attrs))
+            except KeyError:
+                continue
+            values |= {t: made[s] for s, t in c.outputs.items() if s in made}
+        return {r: values[r] for r in self.results if r in values}
+
+
+def _reads(definition: Program, result: str) -> set[str]:
+    needed = {result}
+    for c in reversed(definition.calls):
+        outputs = {s for s, t in c.outputs.items() if t in needed}
+        if outputs:
+            rules = REGISTRY[c.op].needed_for
+            needed |= {t for s, t in c.inputs.items() if s not in rules or set(rules[s]) & outputs}
+    return needed

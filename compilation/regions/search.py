@@ -7,17 +7,18 @@ every combination of steps are then arithmetic on the sizes of its loops.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
+from compilation.ops.base import Op
 from compilation.regions.memory import Layout
 from compilation.regions.nest import Block, Builder, NoNestError, Placed
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Label, Statements, takes_shares
+from compilation.regions.statements import Label, Statement, Statements, takes_shares
 
 TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
 FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
@@ -36,16 +37,16 @@ class Option:
     over: frozenset[tuple[str, str]]
 
 
-def options(make: object, tile_price: Mapping[int, float] | None = None) -> list[Option]:
-    """make: split or not -> Statements."""
+def options(make: Callable[[bool], Statements]) -> list[Option]:
+    """Every schedule that was tried. make: split or not -> Statements."""
     found: list[Option] = []
     for split in (False, True):
-        work = make(split)  # type: ignore[operator]
+        work = make(split)
         if split and not _may_split(work):
             continue
         for structure in _structures(work, split):
             found += _evaluate(work, structure)
-    return pruned(found)
+    return found
 
 
 def pruned(found: Iterable[Option]) -> list[Option]:
@@ -136,7 +137,7 @@ def _is_token(work: Statements, label: Label) -> bool:
 
 
 def _factor(work: Statements, label: Label) -> int:
-    return max((factor * (s.op.bind(s.site)[axis.inner] if axis.inner else 1) for s in work.all
+    return max((factor * (s.sizes[axis.inner] if axis.inner else 1) for s in work.all
                 for axes in s.op.line.axes.values() for axis in axes if axis.index in s.labels
                 for x, factor in (s.labels[axis.index],) if x is label), default=1)
 
@@ -228,7 +229,9 @@ def _extent(b: Block, step: dict[int, np.ndarray], count: int) -> np.ndarray:
 def _scratch(layout: Layout, p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
     """The kernel's own scratch, which depends on few of the steps."""
     s = p.statement
-    sizes = s.op.bind(s.site)
+    if type(s.op).scratch is Op.scratch:
+        return np.zeros(count, dtype=np.int64)
+    sizes = s.sizes
     extents = {}
     for index, (label, factor) in s.labels.items():
         inside = [b for b in p.path if b.label is label]
@@ -238,8 +241,20 @@ def _scratch(layout: Layout, p: Placed, step: dict[int, np.ndarray], count: int)
         return np.full(count, layout.kernel_scratch(p), dtype=np.int64)
     table = np.stack(list(extents.values()), axis=1)
     distinct, inverse = np.unique(table, axis=0, return_inverse=True)
-    values = [s.op.scratch(s.op.window(s.site, dict(zip(extents, map(int, row), strict=True)))) for row in distinct]
+    values = [_scratch_of(s, tuple(zip(extents, map(int, row), strict=True))) for row in distinct]
     return (-(-np.array(values, dtype=np.int64) // ALIGNMENT) * ALIGNMENT)[inverse.reshape(-1)]
+
+
+def _scratch_of(s: Statement, extents: tuple[tuple[str, int], ...]) -> int:
+    """Of one call on windows; the same for all calls that look alike to the operation."""
+    key = (s.op.name, tuple(s.sizes.items()), tuple(sorted(s.site.parts.items())), s.site.wants,
+           tuple(sorted(s.site.attrs.items())), extents)
+    if key not in _SCRATCH:
+        _SCRATCH[key] = s.op.scratch(s.op.window(s.site, dict(extents)))
+    return _SCRATCH[key]
+
+
+_SCRATCH: dict[tuple[object, ...], int] = {}
 
 
 def _price(p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
@@ -249,6 +264,6 @@ def _price(p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
     for index, (label, factor) in s.labels.items():
         inside = [b for b in p.path if b.label is label]
         if inside:
-            extent = np.minimum(s.op.bind(s.site)[index], step[id(inside[-1])] * factor)
+            extent = np.minimum(s.sizes[index], step[id(inside[-1])] * factor)
             price *= 1 + 3 / extent
     return price

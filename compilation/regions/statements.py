@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
@@ -62,10 +63,21 @@ class Statement:
     sources: dict[str, Statement] = field(default_factory=dict)
     labels: dict[str, tuple[Label, int]] = field(default_factory=dict)
     update: str = ""
+    _along: dict[str, tuple[Along, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Index -> elements."""
+        return self.op.bind(self.site)
 
     def along(self, slot: str) -> tuple[Along, ...]:
         """The axes of a slot by label."""
-        sizes = self.op.bind(self.site)
+        if slot not in self._along:
+            self._along[slot] = self._axes(slot)
+        return self._along[slot]
+
+    def _axes(self, slot: str) -> tuple[Along, ...]:
+        sizes = self.sizes
         found = []
         for axis in self.op.axes(slot):
             inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
@@ -79,7 +91,7 @@ class Statement:
         if weight != slot and weight in self.site.parts:        # of a weight's gradient there is the trained part only
             axis, trained = self.site.parts[weight]
             at = int(axis == "cols")
-            found[at] = Along(found[at].label if axis == "rows" else None, found[at].factor, trained)
+            found[at] = Along(found[at].label, found[at].factor, trained)
         return tuple(found)
 
     def free(self, label: Label) -> bool:
@@ -90,7 +102,7 @@ class Statement:
         """The labels of its indices that may be tiled."""
         return list(dict.fromkeys(label for label, _ in self.labels.values() if not label.whole))
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates on whole tensors."""
         return self.op.macs(self.site)
@@ -176,7 +188,7 @@ def _read_for(call: Call, outputs: set[str]) -> dict[str, str]:
 def with_before(call: Call) -> list[Call]:
     """The call behind the one that makes the inputs it lacks."""
     op = REGISTRY[call.op]
-    if op.before is None:
+    if op.before is None or any(s.name in call.inputs for s in REGISTRY[op.before].outputs):
         return [call]
     first = REGISTRY[op.before]
     stem = next(iter(call.outputs.values()))
@@ -410,7 +422,7 @@ def _label(work: Statements) -> list[Label]:
     sizes: dict[object, int] = {}
     limits: dict[object, int] = {}
     for s in work.all:
-        for index, size in s.op.bind(s.site).items():
+        for index, size in s.sizes.items():
             node = (id(s), index)
             sizes[node] = size
             if index in s.op.line.whole:
@@ -430,7 +442,7 @@ def _label(work: Statements) -> list[Label]:
     taken: Counter[str] = Counter()
     loudest: dict[Label, int] = {}
     for s in work.all:
-        for index in s.op.bind(s.site):
+        for index in s.sizes:
             root, factor = union.find((id(s), index))
             if root not in labels:
                 labels[root] = Label(root[1], sizes[root], root in whole or sizes[root] == 1)  # type: ignore[index]
@@ -452,6 +464,6 @@ def _label(work: Statements) -> list[Label]:
 
 def _factors(s: Statement, slot: str) -> list[tuple[tuple[int, str], int] | None]:
     """Axis by axis: (node of its index, elements for each element of the index); None for a number."""
-    sizes = s.op.bind(s.site)
+    sizes = s.sizes
     return [((id(s), a.index), a.factor * (sizes[a.inner] if a.inner else 1)) if a.index else None
             for a in s.op.axes(slot)]

@@ -1,13 +1,15 @@
-"""Every operation of the registry as a Relax operation `vt.<name>`, with type rule and gradient.
+"""Every operation of the registry, and every region, as a Relax operation `vt.<name>`, with type rule and gradient.
 
-The gradient of `vt.<name>` is `vt.<name>_grad` (the registry says which), a tuple with one element for each
-differentiable input slot; Relax's Gradient picks the elements on the way to a wanted gradient.
+The gradient of `vt.<name>` is another such operation (the registry says which; of a region `vjp` makes it), a tuple with
+one element for each differentiable input slot; Relax's Gradient picks the elements on the way to a wanted gradient.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,6 +26,21 @@ from compilation.types import Type
 
 PREFIX = "vt."
 STOP_GRADIENT = "vt.stop_gradient"     # only on the way in: the importer makes a renaming of it
+PAIRING = "vt.pairing"                 # <y, dy>, a scalar whose gradient for y is dy: the loss of a vector-Jacobian product
+DY = "dy"                              # the slot of the gradient that comes from above
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an operation is differentiated: by calling `op` (None: by nothing). gives: input slot -> the output that is its
+    gradient, or DY where that is the gradient from above itself."""
+
+    op: Op | None
+    gives: Mapping[str, str]
+
+
+KNOWN: dict[str, Op] = {}           # operation -> its definition, once it is registered with Relax
+RULES_OF_REGIONS: dict[str, Rule] = {}      # region -> how it is differentiated; vjp.gradient_of puts it here
 
 
 def stop_gradient(x: Any) -> relax.Call:
@@ -32,9 +49,17 @@ def stop_gradient(x: Any) -> relax.Call:
     return relax.Call(tvm.ir.Op.get(STOP_GRADIENT), [x])
 
 
-def make_call(op: Op, args: dict[str, Any], attrs: dict[str, Any]) -> relax.Call:
-    """A Relax call of a registry operation; absent optional slots are simply left out."""
+def pairing(y: Any, dy: Any) -> relax.Call:
+    """The scalar product of a result and a given gradient."""
     register_all()
+    return relax.Call(tvm.ir.Op.get(PAIRING), [y, dy])
+
+
+def make_call(op: Op, args: dict[str, Any], attrs: dict[str, Any]) -> relax.Call:
+    """A Relax call of an operation; absent optional slots are simply left out."""
+    register_all()
+    if op.name not in KNOWN:
+        _register(op)
     spec = json.dumps({"slots": list(args), "attrs": attrs})
     return relax.Call(tvm.ir.Op.get(PREFIX + op.name), list(args.values()),
                       tvm.ir.make_node("ir.DictAttrs", spec=spec))
@@ -43,15 +68,22 @@ def make_call(op: Op, args: dict[str, Any], attrs: dict[str, Any]) -> relax.Call
 def read_call(call: relax.Call) -> tuple[Op, dict[str, Any], dict[str, Any]]:
     """(operation, slot -> argument, attributes) of a call made by `make_call`."""
     spec = json.loads(str(call.attrs["spec"]))
-    return REGISTRY[call.op.name.removeprefix(PREFIX)], dict(zip(spec["slots"], call.args, strict=True)), spec["attrs"]
+    return KNOWN[call.op.name.removeprefix(PREFIX)], dict(zip(spec["slots"], call.args, strict=True)), spec["attrs"]
 
 
-def gradient_slots(op: Op, slots: Any) -> list[str]:
-    """The input slots of a forward call that its gradient operation can differentiate."""
+def rule_of(op: Op) -> Rule | None:
+    """How an operation is differentiated; None where it is not."""
     if op.gradient is None:
-        return []
-    outputs = {s.name for s in REGISTRY[op.gradient].outputs}
-    return [s for s in slots if f"d_{s}" in outputs]
+        return RULES_OF_REGIONS.get(op.name)
+    grad = REGISTRY[op.gradient]
+    made = {s.name for s in grad.outputs}
+    return Rule(grad, {s.name: f"d_{s.name}" for s in op.inputs if f"d_{s.name}" in made})
+
+
+def gradient_op(op: Op) -> Op | None:
+    """The operation that makes its gradients."""
+    rule = rule_of(op)
+    return rule.op if rule else None
 
 
 def _shape(expr: Any) -> tuple[int, ...]:
@@ -74,27 +106,39 @@ def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
     op, args, attrs = read_call(call)
     if op.gradients:
         return [builder.emit(_spelled(op.gradients[s], {**args, "dy": dy})) for s in args]
-    if op.gradient is None:
+    rule = rule_of(op)
+    if rule is None:
         raise GradientError(f"operation {op.name} has no gradient: freeze what lies below it, or give it one "
                             "(docs/adding-an-op.md)")
-    grad = REGISTRY[op.gradient]
-    wanted = gradient_slots(op, args)
+    gives = {s: rule.gives[s] for s in args if s in rule.gives}
+    made = {DY: dy}
+    if rule.op is not None:
+        made |= _gradient_call(op, rule.op, args, attrs, dy, dict.fromkeys(gives.values()), builder)
+    return [made[gives[s]] if s in gives else relax.op.grad.no_grad(a) for s, a in args.items()]
+
+
+def _gradient_call(forward: Op, grad: Op, args: dict[str, Any], attrs: dict[str, Any], dy: Any, outputs: Iterable[str],
+                   builder: Any) -> dict[str, Any]:
+    """Output -> its value, of one call of a gradient operation."""
     known = {s.name for s in grad.inputs}
-    inputs = {s: a for s, a in args.items() if s in known}
-    if "dy" in known:
-        inputs["dy"] = dy
+    inputs = {s: a for s, a in {**args, DY: dy}.items() if s in known}
     kept = {k: v for k, v in attrs.items() if k in grad.attrs}
     if grad.before:
         first = REGISTRY[grad.before]
         made = builder.emit(make_call(first, {s.name: inputs[s.name] for s in first.inputs}, kept))
         inputs |= {s.name: builder.emit(relax.TupleGetItem(made, i)) for i, s in enumerate(first.outputs)}
     extra = {k: _shape(args["x"])[0] for k in ("n",) if k in grad.attrs and "x" in args}
-    sizes = op.bind(_site(args, attrs))         # sizes of the forward operation that its gradient cannot see in shapes
-    extra |= {attr: sizes[n] for n, attr in grad.sized.items() if attr not in op.attrs}
+    wanted = [o.removeprefix("d_") for o in outputs if o != DY]
+    sizes = forward.bind(_site(args, attrs))    # sizes of the forward operation that its gradient cannot see in shapes
+    extra |= {attr: sizes[n] for n, attr in grad.sized.items() if attr not in forward.attrs}
     gradients = {s: list(_shape(args[s])) for s in wanted}
     made = builder.emit(make_call(grad, inputs, {**kept, **extra, "_gradients": gradients}))
-    return [builder.emit(relax.TupleGetItem(made, wanted.index(s))) if s in wanted
-            else relax.op.grad.no_grad(a) for s, a in args.items()]
+    return {f"d_{s}": builder.emit(relax.TupleGetItem(made, i)) for i, s in enumerate(wanted)}
+
+
+def _pairing_gradient(_: Any, call: relax.Call, dloss: Any, builder: Any) -> list[Any]:
+    """dy, with no multiplication by the gradient of the loss, which is 1."""
+    return [call.args[1], relax.op.grad.no_grad(call.args[1])]
 
 
 def _spelled(gradient: tuple[str, ...], given: dict[str, Any]) -> relax.Call:
@@ -175,14 +219,22 @@ RULES = {"relax.concat": _concat_gradient, "relax.strided_slice": _strided_slice
 @cache
 def register_all() -> None:
     """Register the whole registry with Relax, once a process, and the gradients that Relax lacks."""
-    _ffi_api.RegisterOp(STOP_GRADIENT, "Where PyTorch's gradient ends.")
-    tvm.ir.register_op_attr(STOP_GRADIENT, "FInferType", lambda call, _: call.args[0].ty)
-    tvm.ir.register_op_attr(STOP_GRADIENT, "FPurity", True)
+    _declare(STOP_GRADIENT, "Where PyTorch's gradient ends.", lambda call, _: call.args[0].ty)
+    _declare(PAIRING, "A scalar product.", lambda call, _: relax_type(Type(())))
+    register_gradient(PAIRING, _pairing_gradient)
     for name, rule in RULES.items():
         register_gradient(name, rule, level=11)      # above Relax's own, at 10
     for op in REGISTRY.values():
-        name = PREFIX + op.name
-        _ffi_api.RegisterOp(name, (op.__doc__ or op.name).splitlines()[0])
-        tvm.ir.register_op_attr(name, "FInferType", _infer)
-        tvm.ir.register_op_attr(name, "FPurity", True)
-        register_gradient(name, _gradient)
+        _register(op)
+
+
+def _register(op: Op) -> None:
+    KNOWN[op.name] = op
+    _declare(PREFIX + op.name, (op.__doc__ or op.name).splitlines()[0], _infer)
+    register_gradient(PREFIX + op.name, _gradient)
+
+
+def _declare(name: str, what: str, infer: Callable[[relax.Call, Any], Any]) -> None:
+    _ffi_api.RegisterOp(name, what)
+    tvm.ir.register_op_attr(name, "FInferType", infer)
+    tvm.ir.register_op_attr(name, "FPurity", True)

@@ -14,7 +14,7 @@ from compilation.ops.base import Arrays, Sample
 from compilation.regions.loops import Nest
 from runtime.codegen.generate import environment, op_headers
 from runtime.codegen.regions import RegionCode, RegionSlots, region_code
-from tests.compilation.kernel_library import FLAGS, KERNELS, Matrix, Memory, Sink, Step, matrix_view
+from tests.compilation.kernel_library import FLAGS, KERNELS, Matrix, Memory, Sink, Step, matrix
 from tests.compilation.nests import Case
 
 ZIG = (sys.executable, "-m", "ziglang", "cc")
@@ -67,7 +67,7 @@ def run(library: ct.CDLL, name: str, c: RegionCode, case: Case, nest: Nest, lr: 
         if slot == "scratch":
             args.scratch = memory.buffer(nest.scratch, 0xFF).ctypes.data
         elif kind is Matrix:
-            view, data = matrix_view(memory, sample, slot, slot in case.updates)
+            view, data = matrix(memory, sample, slot, slot in case.updates)
             setattr(args, slot, view)
             if data is not None:
                 trained[slot] = data

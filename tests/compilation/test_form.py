@@ -1,0 +1,203 @@
+"""Regions: which calls become one, that equal blocks are one region, and that they compute and train as the calls did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compilation.capture import InputSpec
+from compilation.interpret import Interpreter
+from compilation.ops import REGISTRY
+from compilation.passes.form import candidates, form_regions
+from compilation.passes.narrow import narrow_rows
+from compilation.passes.training import (
+    Selection,
+    add_loss,
+    add_updates,
+    apply_plan,
+    check_plan,
+    make_matrices,
+    parameter_values,
+)
+from compilation.pipeline import Compiler
+from compilation.program import Program
+from compilation.regions.region import Region
+from compilation.tvm_adapter import differentiate, relax_ops, vjp
+from compilation.verify import verify
+from tests.compilation.models import IMAGE, FanOut, image_input, torch_step
+
+pytestmark = pytest.mark.skipif(not REGISTRY["linear"].leaf, reason="no leaves are declared yet")
+
+
+def vit(depth: int = 2, **options: object) -> nn.Module:
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=depth, num_heads=3,
+                              num_classes=5, **options).eval()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.15)
+    return model
+
+
+class Chain(nn.Module):
+    """linear-relu-linear ... on tokens, then the mean and a head."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.head = nn.Linear(widths[-1], 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return self.head(self.layers[-1](x).mean(1))
+
+
+def training_step(compiler: Compiler, plan: dict[str, Selection], formed: bool, momentum: float = 0.0) -> Program:
+    """The whole step on unplaced tensors, in program order."""
+    program = compiler.forward.copy()
+    program.momentum = momentum
+    narrow_rows(program)
+    if formed:
+        form_regions(program)
+    add_loss(program)
+    make_matrices(program)
+    verify(program, "forward")
+    plan = check_plan(program, plan, compiler.shapes)
+    backward, gradients = differentiate(program, list(plan))
+    apply_plan(program, plan, momentum)
+    add_updates(program, backward, gradients)
+    verify(program, "updates")
+    return program
+
+
+def trained(compiler: Compiler, program: Program, image: np.ndarray, steps: int = 1,
+            momentum: float = 0.0) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses, and the trained tensors, after steps in float64."""
+    machine = Interpreter(program, parameter_values(program, compiler.exported.parameters))
+    losses = [machine.step(image, 1, 0.1, momentum) for _ in range(steps)]
+    return losses, {t.name: machine.memory[t.name] for t in program.tensors.values() if t.role.value == "trained"}
+
+
+def check(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], image: np.ndarray, x: torch.Tensor,
+          momentum: float = 0.0) -> Program:
+    """Two steps with regions give what two steps without them give, and what PyTorch gives."""
+    compiler = Compiler(model, spec)
+    formed, plain = (training_step(compiler, plan, f, momentum) for f in (True, False))
+    losses, moved = trained(compiler, formed, image, 2, momentum)
+    want_losses, want = trained(compiler, plain, image, 2, momentum)
+    assert moved.keys() == want.keys()
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-12)
+    for name in want:
+        np.testing.assert_allclose(moved[name], want[name], rtol=0, atol=1e-12, err_msg=name)
+    torch_losses, by_torch = torch_step(model, x, 1, plan, 0.1, 2, momentum)
+    np.testing.assert_allclose(losses, torch_losses, rtol=1e-9)
+    for name in want.keys() & by_torch.keys():
+        got = moved[name].reshape(by_torch[name].shape)
+        np.testing.assert_allclose(got, by_torch[name], rtol=0, atol=1e-9, err_msg=name)
+    return formed
+
+
+def everything(model: nn.Module) -> dict[str, Selection]:
+    return dict.fromkeys((n for n, _ in model.named_parameters()), "all")
+
+
+def regions(program: Program) -> Counter[str]:
+    """Operations in a region -> how many calls of such regions there are."""
+    return Counter(" ".join(c.op for c in program.regions[call.op].definition.calls)
+                   for call in program.calls if call.op in program.regions)
+
+
+MLP = "layer_norm linear gelu linear add"
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg"}, {"init_values": 0.3}, {"qkv_bias": False}],
+                         ids=["class token", "average", "layer scale", "no qkv bias"])
+def test_a_vit_trains_alike_with_regions(options: dict[str, object]) -> None:
+    model = vit(**options)
+    program = check(model, IMAGE, everything(model), *image_input(IMAGE), momentum=0.9)
+    grads = [c for c in program.calls if c.op in program.regions and any(s.startswith("d_") for s in c.outputs)]
+    assert grads and all(c.updates for c in grads)
+
+
+def test_equal_blocks_are_one_region_differentiated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve blocks: one region of an MLP, and a second for the last block, where one row is asked for."""
+    made: list[Region] = []
+    monkeypatch.setattr(relax_ops, "RULES_OF_REGIONS", {})
+    monkeypatch.setattr(vjp, "RULES_OF_REGIONS", relax_ops.RULES_OF_REGIONS)
+    once = vjp._differentiated
+    monkeypatch.setattr(vjp, "_differentiated", lambda region: made.append(region) or once(region))
+    model = vit(depth=12)
+    plan: dict[str, Selection] = {n: "all" for n, _ in model.named_parameters() if "bias" in n or "norm" in n}
+    program = training_step(Compiler(model, IMAGE), plan, True)
+    mlps = Counter(c.op for c in program.calls if c.op in program.regions and "y" in c.outputs
+                   and program.regions[c.op].definition.calls[2].op == "gelu")
+    assert sorted(mlps.values()) == [1, 11]
+    assert len(made) == len({r.name for r in made}) == len(relax_ops.RULES_OF_REGIONS)
+    assert {c.where for c in program.calls if c.op in mlps} >= {f"blocks.{i}" for i in range(12)}
+
+
+def test_partial_matrices_get_the_masked_gradient() -> None:
+    model = vit()
+    plan: dict[str, Selection] = {f"blocks.1.{n}.weight": {axis: [1, 4, 5, 20]} for n, axis in
+                                  (("attn.qkv", "cols"), ("attn.proj", "rows"), ("mlp.fc1", "cols"), ("mlp.fc2", "rows"))}
+    check(model, IMAGE, plan, *image_input(IMAGE))
+
+
+def test_only_wanted_gradients_are_made() -> None:
+    program = training_step(Compiler(vit(3), IMAGE), {"blocks.2.norm2.bias": "all"}, True)
+    made = [c for c in program.calls if c.updates or any(s.startswith("d_") for s in c.outputs)]
+    assert [set(c.outputs) for c in made if c.op in program.regions] == [set()]
+    assert [c.updates for c in made if c.updates] == [{"beta": "blocks.2.norm2.bias"}]
+
+
+@pytest.mark.parametrize(("widths", "want"), [
+    ((8, 32, 8), ["linear relu linear"]),
+    ((8, 32, 32, 8), ["linear relu linear relu linear"]),                       # nothing is taken in twice
+    ((8, 32, 8, 32, 8), ["linear relu linear relu", "linear relu linear"]),
+    ((8, 32, 16, 8), ["linear relu linear relu linear"]),
+    ((32, 16, 8, 4), ["linear relu", "linear relu"]),
+], ids=str)
+def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> None:
+    model = Chain(*widths).eval()
+    spec = InputSpec((6, widths[0]))
+    program = Compiler(model, spec).forward.copy()
+    assert form_regions(program) == len(want)
+    assert [" ".join(c.op for c in program.regions[call.op].definition.calls)
+            for call in program.calls if call.op in program.regions] == want
+    x = torch.randn(1, 6, widths[0])
+    check(model, spec, everything(model), x.numpy(), x.double())
+
+
+def test_chosen_regions_only() -> None:
+    forward = Compiler(vit(3), IMAGE).forward
+    program = forward.copy()
+    count = form_regions(program, set())
+    assert program.text() == forward.text() and count == len(candidates(forward))
+    form_regions(program, {0})
+    assert sum(c.op in program.regions for c in program.calls) == 1
+
+
+NODES = st.lists(st.tuples(st.sampled_from(["linear", "norm", "gelu", "add"]), st.integers(0, 8), st.integers(0, 8)),
+                 min_size=2, max_size=8)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(NODES, st.integers(0, 2 ** 16))
+def test_random_graphs_with_fan_out(recipe: list[tuple[str, int, int]], seed: int) -> None:
+    """Whatever a region is made of, its gradients are those of its calls; of a value used twice the sum of both."""
+    torch.manual_seed(seed)
+    model = FanOut(recipe, 6, 4).eval()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.4)
+    x = torch.randn(1, 3, 6)
+    named = list(everything(model))
+    chosen = [n for i, n in enumerate(named) if (seed >> (i % 16)) & 1] or named
+    check(model, InputSpec((3, 6)), dict.fromkeys(chosen, "all"), x.numpy(), x.double())
