@@ -23,8 +23,9 @@ from compilation.types import F32
 
 
 def judge(nest: Nest, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], parts: Parts | None = None,
-          updates: Collection[str] = ()) -> None:
-    """inputs, outputs: shapes of the region's slots, of parameters the whole; updates: the parameters that it has to update.
+          updates: Collection[str] = (), over: Mapping[str, str] | None = None) -> None:
+    """inputs, outputs: shapes of the region's slots, of parameters the whole; updates: the parameters that it has to update;
+    over: result -> the input in whose place it is made.
 
     Raises VerificationError naming the call, its module path and the tensor, where
     - a name is unknown or stands twice, or slots, shapes or layouts are not those of the operation,
@@ -33,7 +34,7 @@ def judge(nest: Nest, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape],
     - a parameter is read, in a later iteration or call, after its update,
     - a result or an update is not made, or not of all elements and terms.
     """
-    known = Judged(nest, inputs, outputs, parts or {}, updates)
+    known = Judged(nest, inputs, outputs, parts or {}, updates, over or {})
     _Text(known).run()
     find_homes(known)
     check_sums(known)
@@ -67,7 +68,8 @@ class _Text:
             at, size = s.offset or 0, self.nest.scratch
             if at < 0 or at % F32.bytes or (not s.stands and at + s.type.bytes > size):
                 self.fail(f"{name} ({s.type.bytes} bytes at {at}) is not within the {size} bytes of scratch")
-            self.tensors[name] = Tensor(name, s.type.shape, s.layout, stored=s)
+            slot = self.tensors[s.stands].slot if s.stands else ""
+            self.tensors[name] = Tensor(name, s.type.shape, s.layout, stored=s, slot=slot)
 
     def _loops(self, items: tuple[Loop | TileCall, ...], around: dict[str, Loop], seen: set[str]) -> None:
         for loop in (i for i in items if isinstance(i, Loop)):

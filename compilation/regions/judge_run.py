@@ -135,8 +135,8 @@ class Execution:
             if use.slot in c.op.once and any(adds.values()):
                 continue
             if mask & ~t.valid:
-                why = "after its update" if t.kind == "input" else f"where {t.by} has taken its place" if t.by and not \
-                    mask & t.valid else "before it is written" + (f", or after {t.by} has taken its place" if t.by else "")
+                why = f"where {t.by} has taken its place" if t.by else \
+                    "after its update" if t.kind == "input" else "before it is written"
                 self.fail(f"slot {use.slot} reads {t.name} {why}")
             if mask & t.open:
                 self.fail(f"slot {use.slot} reads {t.name} before the last tile has come")

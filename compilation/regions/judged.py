@@ -25,6 +25,7 @@ class Tensor:
     layout: str = ROWS
     kind: str = "stored"                # stored | input | output
     stored: Stored | None = None
+    slot: str = ""                      # the slot of the region that it stands in
     uses: list[Use] = field(default_factory=list)
     home: tuple[Loop, ...] = ()         # the loops in whose every iteration it begins anew
     shares: set[str] = field(default_factory=set)       # loops of whose sum it holds one tile's share
@@ -44,10 +45,10 @@ class Tensor:
     @cached_property
     def memory(self) -> Memory:
         """What has the same elements in the same places has the same memory."""
-        if self.stored is None or self.stored.stands:
-            return ("slot", self.stored.stands if self.stored else self.name)
+        if self.slot:
+            return ("slot", self.slot)
         origins = tuple(a.origin for a in self.uses[0].axes) if self.uses else ()
-        return (self.stored.offset, self.shape, self.layout, origins)
+        return (self.stored.offset if self.stored else None, self.shape, self.layout, origins)
 
 
 @dataclass(eq=False)
@@ -104,14 +105,14 @@ def chain(scope: Scope, variable: str) -> set[str]:
 class Judged:
     """A nest and what is known of it. users: tensor -> the calls that touch it. work: id of a TileCall -> its scratch.
 
-    inputs, outputs: shapes of the region's slots, of parameters the whole; updates: the parameters that it has to update.
+    The arguments are those of `judge`.
     """
 
     def __init__(self, nest: Nest, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], parts: Parts,
-                 updates: Collection[str]) -> None:
+                 updates: Collection[str], over: Mapping[str, str]) -> None:
         self.nest, self.parts, self.updates = nest, parts, updates
-        self.tensors = {n: Tensor(n, tuple(s), kind="input") for n, s in inputs.items()}
-        self.tensors |= {n: Tensor(n, tuple(s), kind="output") for n, s in outputs.items()}
+        self.tensors = {n: Tensor(n, tuple(s), kind="input", slot=n) for n, s in inputs.items()}
+        self.tensors |= {n: Tensor(n, tuple(s), kind="output", slot=over.get(n, n)) for n, s in outputs.items()}
         self.calls: dict[int, Called] = {}     # id of the TileCall -> it
         self.users: dict[Tensor, list[Called]] = {}
         self.work: dict[int, Tensor] = {}

@@ -23,22 +23,24 @@ Chosen = Mapping[str, tuple[str, Sequence[int]]]    # parameter slot of the regi
 
 
 def run(nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen | None = None, *,
-        one_scratch: bool = False) -> Arrays:
+        over: Mapping[str, str] | None = None, one_scratch: bool = False) -> Arrays:
     """The results by slot, and under `d_<slot>` the gradient of each parameter that the nest updates.
 
     inputs: the region's slots (float64, parameters whole); outputs: the shapes of its results. parts: of parameters trained
-    in part; their gradients have the shape of that part. An updated element of a parameter is NaN from then on.
+    in part; their gradients have the shape of that part. over: result -> the input in whose place
+    it is made. An updated element of a parameter is NaN from then on.
     Raises VerificationError where a kernel's state was lost between two tiles.
     """
-    return _Run(nest, inputs, outputs, parts or {}, one_scratch).run()
+    return _Run(nest, inputs, outputs, parts or {}, over or {}, one_scratch).run()
 
 
 class _Run:
-    def __init__(self, nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen, one: bool) -> None:
+    def __init__(self, nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen,
+                 over: Mapping[str, str], one: bool) -> None:
         self.nest, self.parts = nest, parts
         self.shapes: dict[str, Shape] = {**{n: v.shape for n, v in inputs.items()}, **outputs}
         self.flat = {n: v.astype(v.dtype if v.dtype == INDEX.numpy else np.float64).ravel() for n, v in inputs.items()}
-        self.flat |= {n: _nan(math.prod(s)) for n, s in outputs.items()}
+        self.flat |= {n: self.flat[over[n]] if n in over else _nan(math.prod(s)) for n, s in outputs.items()}
         self.layouts: dict[str, str] = {}
         scratch = _nan(nest.scratch // F32.bytes)
         for s in nest.stored.values():

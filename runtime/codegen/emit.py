@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compilation.ops.base import Op, Site
-from compilation.passes.rewrite import shape_of
+from compilation.passes.rewrite import shape_of, site
 from compilation.program import VIEW, Call, Program, Weight
 from runtime.codegen.layout import Layout
 from runtime.codegen.literals import attribute, gradient_slot
@@ -187,12 +187,11 @@ class Emitter:
 
     def region_call(self, index: int, call: Call) -> CallCode:
         """A call of the function that the region has under this schedule; equal ones are one function."""
-        op = self.registry[call.op]
-        site = site_of(self.program, call, op)
+        op, where = self.program.op(call), site(self.program, call)
         shapes = {s: shape_of(self.program, t) for s, t in {**call.inputs, **call.outputs, **call.updates}.items()}
-        present = {*call.inputs, *call.outputs}
-        slots = RegionSlots.of(op.inputs, op.outputs, present, call.updates, shapes, site.parts, bool(self.program.momentum))
-        code = region_code(f"region_{len(self.regions)}", self.program.regions[call.op].nest(site), slots,
+        present, momentum = {*call.inputs, *call.outputs}, bool(self.program.momentum)
+        slots = RegionSlots.of(op.inputs, op.outputs, present, call.updates, shapes, where.parts, momentum)
+        code = region_code(f"region_{len(self.regions)}", self.program.regions[call.op].nest(where), slots,
                            f"{call.where} {call.attrs.get('schedule', '')}".strip())
         code = self.regions.setdefault((code.fields, code.body), code)
         fields = {}

@@ -20,8 +20,8 @@ from runtime.errors import CodegenError
 INDENT = "    "
 RESERVED = {
     "region", "step", "args", "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-    "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
-    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
+    "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short",
+    "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
 ABSENT = {"in": "{.at = 0, .row = 0, .col = 0}", "out": "{.at = 0, .row = 0, .col = 0, .add = 0}",
           "matrix": "{.frozen = {0, 0, 0, 0, 0}, .trained = {0, 0, 0, 0, 0}, .rows = 0, .cols = 0}",
           "sink": "{.grad = 0, .param = 0, .velocity = 0, .add = 0}"}
