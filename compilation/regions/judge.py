@@ -18,7 +18,7 @@ from compilation.regions.judge_run import Execution
 from compilation.regions.judge_time import check_sharing, check_sums, find_homes
 from compilation.regions.judged import Called, Judged, Tensor, Use, chain
 from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, TileCall, Window
-from compilation.regions.windows import Parts, Poly, Scope, Shape, call_extents, place, whole_site
+from compilation.regions.windows import Parts, Poly, Scope, Shape, call_extents, matrix_of, place, whole_site
 from compilation.types import F32
 
 
@@ -172,12 +172,20 @@ class _Text:
                 if write and not update and t.kind == "input":
                     self.fail(f"it writes {window.tensor}, which is an input")
                 self._coordinates(c, use)
+                if update and slot == op.own_update and op.slots[slot].kind != "matrix":
+                    self._alike(c, use)
                 if write or self._reads_values(op, slot, c.site.wants):
                     t.uses.append(use)
                     (c.writes if write else c.reads).append(use)
                 here, elsewhere = ([a.origin for a in u.axes] for u in (use, t.uses[0] if t.uses else use))
                 if here != elsewhere and use in t.uses:
                     self.fail(f"{t.name} follows the loops {here} here, elsewhere {elsewhere}")
+
+    def _alike(self, c: Called, update: Use) -> None:
+        """A parameter is updated by a gradient of its own shape."""
+        for use in c.reads:
+            if use.place.extents != update.place.extents or update.tensor.name in self.known.parts:
+                self.fail(f"it updates {update.tensor.name} by {use.tensor.name}, which is not of its shape")
 
     @staticmethod
     def _reads_values(op: Op, slot: str, wants: frozenset[str]) -> bool:
@@ -189,25 +197,37 @@ class _Text:
     def _coordinates(self, c: Called, use: Use) -> None:
         """Windows end where their storage does, and tiles together are all of it."""
         t = use.tensor
+        matrix = matrix_of(c.op, use.slot) if not use.update else ""
+        if t.gradient not in (None, bool(matrix)) and t.kind == "stored":
+            self.fail(f"{t.name} is the gradient of a matrix at one call only")
+        t.gradient = bool(matrix)
         for n, (axis, size) in enumerate(zip(use.axes, self.known.size(c, use), strict=True)):
             full = c.scope.full(axis)
             what = f"{t.name}, axis {n}: "
+            if matrix and t.kind == "stored" and axis.start != axis.origin:
+                self.fail(f"{what}it holds the gradient of one window alone, which does not follow {axis.start}")
             if axis.origin:
                 capacity = min(c.scope.loops[axis.origin].step * axis.factor, full)
-                if capacity != size:
+                if not matrix and capacity != size:
                     self.fail(f"{what}tiles of {axis.origin} need {capacity} elements, not {size}")
                 inside = not axis.start or axis.origin in chain(c.scope, axis.start) or c.scope.single(axis.origin)
                 if axis.start != axis.origin and not inside:
                     self.fail(f"{what}{axis.start} walks no tile of {axis.origin}")
             elif full > size or (axis.loop and full != size):
                 self.fail(f"{what}the window reaches to {full}, the storage to {size}")
-        if use.slot in c.call.outputs and c.op.slots[use.slot].kind == "matrix":
-            name = c.call.inputs[use.slot.removeprefix("d_")].tensor
-            rows, cols = self.tensors[name].shape
-            axis_, k = self.known.parts.get(name, ("rows", rows))
-            wanted = (rows, k) if axis_ == "cols" else (k, cols)
-            if (t.rows, t.cols) != wanted or any(a.origin for a in use.axes):
-                self.fail(f"{t.name} is {list(t.shape)}, the gradient of {name} {list(wanted)}")
+        if matrix:
+            self._gradient(c, use, {**c.call.inputs, **c.call.updates}[matrix].tensor)
+
+    def _gradient(self, c: Called, use: Use, parameter: str) -> None:
+        """Storage for a matrix's gradient: of the trained part, or of what can be trained of a window."""
+        t, shape = use.tensor, list(self.tensors[parameter].shape)
+        if parameter in self.known.parts:
+            axis, trained = self.known.parts[parameter]
+            shape[axis == "cols"] = trained
+        if t.kind == "stored":
+            shape = [min(n, max(c.scope.values(e))) for n, e in zip(shape, use.place.extents, strict=True)]
+        if [t.rows, t.cols] != shape:
+            self.fail(f"{t.name} is {list(t.shape)}, the gradient of {parameter} there {shape}")
 
     def _layouts(self, c: Called, extents: Mapping[str, Poly]) -> None:
         for use in (*c.reads, *c.writes):

@@ -113,8 +113,6 @@ class Execution:
             for n, axis in enumerate(use.axes):
                 begin, end = (at[axis.loop] * axis.factor, ends[axis.loop] * axis.factor) if axis.loop else (0, axis.size)
                 elements = self.chosen[use.tensor.memory, n]
-                if not axis.loop and end == (use.tensor.rows, use.tensor.cols)[n]:
-                    end = self.limits[use.tensor.memory, n]         # all, be it the part of a matrix that is trained
                 spans.append((bisect_left(elements, begin), bisect_left(elements, end)))
             (r0, r1), (c0, c1) = spans
             width = len(self.chosen[use.tensor.memory, 1])
@@ -168,7 +166,8 @@ class Execution:
         elif mask & t.valid:
             self.fail(f"it writes {t.name} a second time")
         for r, other in read:
-            in_place = c.op.may_alias(c.site).get(use.slot) == r.slot and mask == other and r.axes == use.axes
+            over = c.op.may_alias(c.site).get(use.slot) == r.slot or c.op.pointwise(r.slot, use.slot)
+            in_place = over and mask == other and r.axes == use.axes
             if r.tensor is not t and r.tensor.memory == t.memory and mask & other and not in_place:
                 self.fail(f"{t.name} may not take the place of {r.tensor.name} here")
         for u in self.together[t.memory]:

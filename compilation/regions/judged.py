@@ -11,7 +11,7 @@ from typing import NoReturn
 from compilation.errors import VerificationError
 from compilation.ops import Op, Site
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall
-from compilation.regions.windows import Parts, Place, Scope, Shape, windows
+from compilation.regions.windows import Parts, Place, Scope, Shape, matrix_of, windows
 
 Memory = tuple[object, ...]
 
@@ -26,6 +26,7 @@ class Tensor:
     kind: str = "stored"                # stored | input | output
     stored: Stored | None = None
     slot: str = ""                      # the slot of the region that it stands in
+    gradient: bool | None = None        # whether it holds the gradient of a matrix
     uses: list[Use] = field(default_factory=list)
     home: tuple[Loop, ...] = ()         # the loops in whose every iteration it begins anew
     shares: set[str] = field(default_factory=set)       # loops of whose sum it holds one tile's share
@@ -123,7 +124,7 @@ class Judged:
 
     def size(self, c: Called, use: Use) -> tuple[int, int]:
         """Rows and columns of what a window is a window of: of a gradient of a matrix, the whole matrix."""
-        if use.slot in c.op.slots and c.op.slots[use.slot].kind == "matrix" and use.slot in c.call.outputs:
-            shape = self.tensors[c.call.inputs[use.slot.removeprefix("d_")].tensor].shape
+        if not use.update and (matrix := matrix_of(c.op, use.slot)):
+            shape = self.tensors[{**c.call.inputs, **c.call.updates}[matrix].tensor].shape
             return shape[0], shape[1]
         return use.tensor.rows, use.tensor.cols

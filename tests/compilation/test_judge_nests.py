@@ -90,14 +90,14 @@ def update_in_tiles(nest: Nest) -> Nest:
     """w1 is updated from each tile's share of its gradient."""
     changed = calls("linear_grad", 2, outputs={"d_w": None}, adds={"d_w": None},
                     updates={"w": at("w1", tile("h", 16), 24)})(nest)
-    return replace(changed, body=(changed.body[0], changed.body[2]))
+    return without("apply")(changed)
 
 
 def bias_inside(nest: Nest) -> Nest:
     """b1 is updated inside the loop over hidden features, where later tiles of tokens read it again."""
     update = {"b": at("b1", tile("h", 16))}
     changed = calls("linear_grad", 3, outputs={"d_b": None}, adds={"d_b": None}, updates=update)(nest)
-    return replace(changed, body=(changed.body[0], changed.body[1]))
+    return replace(changed, body=changed.body[:1])
 
 
 def w2_before(nest: Nest) -> Nest:
@@ -149,6 +149,14 @@ def _copy_inside(item: Item) -> tuple[Item, ...]:
     return (item,)
 
 
+def _one_linear() -> Case:
+    v = {"x": np.ones((8, 8)), "w": np.eye(8)}
+    body = (TileCall("copy", {"x": at("x", 8, 8)}, {"y": at("a", 8, 8)}),
+            TileCall("linear", {"x": at("a", 8, 8), "w": at("w", 8, 8)}, {"y": at("b", 8, 8)}),
+            TileCall("copy", {"x": at("b", 8, 8)}, {"y": at("y", 8, 8)}))
+    return Case(Nest(nests.stored(("a", (8, 8), PANEL, 0), ("b", (8, 8), PANEL, 256)), body, 512), v, {"y": v["x"]})
+
+
 T, I = held("n", 16), held("h", 16)
 FAULTS: dict[str, tuple[Callable[[], Case], Callable[[Nest], Nest], str]] = {
     "loop twice": (nests.mlp, loops("h", variable="n"), "variable"),
@@ -175,14 +183,18 @@ FAULTS: dict[str, tuple[Callable[[], Case], Callable[[Nest], Nest], str]] = {
     "always adds": (nests.mlp, calls("linear", 1, adds={"y": ()}), "never read"),
     "adds the same": (nests.mlp, _in_another_loop, "adds the same to s in each iteration of r"),
     "overlap": (nests.mlp, stored("s", offset=4), "overlaps"),
-    "in place of the wrong input": (nests.mlp_gradient, stored("du", offset=1536), "may not take the place of u"),
+    "in place of what is read on": (_one_linear, stored("b", offset=0), "may not take the place of a"),
+    "gradient of a window elsewhere": (nests.mlp_gradient, calls("apply", inputs={"d_w": at("sum_w", tile("h", 16), 24)}),
+                                       "holds the gradient of one window|loops"),
+    "gradient's buffer too small": (lambda: nests.mlp_gradient(parts={"w1": ("rows", [0, 1, 2])}), stored(
+        "sum_w", type=nests.stored(("w", (2, 24), ROWS, 0))["w"].type), "the gradient of w1 there"),
     "scratch too small": (nests.attention, stored("work", type=nests.stored(("w", (64,), "work", 0))["w"].type), "scratch"),
     "scratch in use": (nests.attention, stored("work", offset=0), "overlaps"),
     "stands in an input": (nests.mlp, stored("a", offset=None, stands="x"), "no result"),
     "weight read after its update": (nests.mlp_gradient, w2_before, "w2 after its update"),
     "weight read in a later iteration": (nests.mlp_gradient, bias_inside, "b1|share"),
     "update of a share": (nests.mlp_gradient, update_in_tiles, "share of the sum over n"),
-    "update of nothing": (nests.mlp_gradient, lambda n: replace(n, body=n.body[:2]), "b1 is not updated"),
+    "update of nothing": (nests.mlp_gradient, lambda n: replace(n, body=n.body[:1]), "b1 is not updated"),
     "updated twice": (nests.mlp_gradient, twice("sgd"), "has been updated"),
     "updated before its gradient": (nests.mlp_gradient, sgd_first, "before it is written"),
     "update of what is frozen": (nests.mlp_gradient, calls("sgd", updates={"p": at("x", 37, 24)}), "no parameter"),
