@@ -32,7 +32,8 @@ class Matrix(ct.Structure):
 
 
 class Sink(ct.Structure):
-    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p), ("add", ct.c_int32)]
+    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p), ("add", ct.c_int32),
+                ("window", ct.c_int32)]
 
 
 class In(ct.Structure):
