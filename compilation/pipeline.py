@@ -40,11 +40,14 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles one model; captured once, then planned for any number of update plans and budgets."""
+    """Compiles one model; captured once, then planned for any number of update plans and budgets.
 
-    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit") -> None:
+    leaves: import it as operations on windows alone (see `tvm_adapter.builder`).
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit", leaves: bool = False) -> None:
         self.exported: Exported = capture(model, spec, importable())
-        self.forward = import_model(self.exported, name)
+        self.forward = import_model(self.exported, name, leaves)
         self.shapes = self.exported.shapes
         self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 

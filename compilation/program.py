@@ -93,6 +93,7 @@ class Tensor(Plain):
     source: str = ""            # parameter name or module path in the PyTorch model
     alias: str | None = None
     offset: int | None = None   # bytes into the arena, for arena roles
+    first: int = 0              # of a piece of a parameter: its first row (element of a vector) there (see `pieces`)
 
     @property
     def shape(self) -> Shape:

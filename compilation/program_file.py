@@ -172,7 +172,7 @@ MATRIX = _is("[rows, columns]", lambda v: isinstance(v, list) and len(v) == 2 an
 PROGRAM: dict[str, Check] = {
     "name": TEXT,
     "tensors": _by_name(_record({"name": TEXT, "type": TYPE, "role": ROLE, "source": TEXT, "alias": _optional(TEXT),
-                                 "offset": _optional(WHOLE)}, Tensor)),
+                                 "offset": _optional(WHOLE), "first": WHOLE}, Tensor)),
     "weights": _by_name(_record({"name": TEXT, "shape": MATRIX, "frozen": _optional(TEXT), "trained": _optional(TEXT),
                                  "axis": AXIS, "index": INDEX}, Weight)),
     "calls": _list(_record({"op": TEXT, "inputs": NAMES, "outputs": NAMES, "attrs": ATTRS, "updates": NAMES,

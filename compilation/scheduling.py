@@ -24,6 +24,7 @@ from compilation.passes.training import (
     trained_names,
 )
 from compilation.passes.zeros import drop_zeros
+from compilation.pieces import names
 from compilation.program import Program
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
@@ -84,7 +85,7 @@ class Planner:
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
                  momentum: float = 0.0, zero: frozenset[str] = frozenset()) -> None:
-        self.forward = drop_zeros(forward, zero, trained_names(plan))
+        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
         self.chains = form_streams(self.forward.copy())
         self._structures: dict[int, Structure] = {}
@@ -107,7 +108,7 @@ class Planner:
         plan = check_plan(program, self.plan, self.shapes)
         forward = len(program.calls)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
-        apply_plan(program, plan, self.momentum)
+        apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)
         lower_tail(program)
         verify(program, "differentiate")

@@ -10,6 +10,7 @@ from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
 from compilation.passes.rewrite import site
+from compilation.pieces import apart
 from compilation.program import STOP, VIEW, Call, Program, Role, Tensor
 from compilation.types import F32, INDICES, Type
 
@@ -76,6 +77,8 @@ class _Verifier:
                 self.fail(f"{name} is trained with momentum {self.program.momentum:g}, "
                           f"{'but has no' if self.program.momentum else 'yet has a'} velocity")
 
+        if wrong := apart(self.program):
+            self.fail(wrong)
         for name, values in self.program.constants.items():
             constant = self.program.tensors.get(name)
             if constant is None or constant.role is not Role.CONSTANT or math.prod(constant.shape) != len(values):
@@ -187,7 +190,7 @@ class _Verifier:
         for name in call.updates:
             if name not in op.updatable() or f"d_{name}" in call.outputs:
                 self.fail(f"it cannot update slot {name}")
-        gradients = all(s.name.startswith("d_") for s in op.outputs)
+        gradients = any(s.name.startswith("d_") for s in op.outputs)
         absent = [s.name for s in op.outputs if s.name not in call.outputs and not s.optional]
         if (not wants) if gradients else absent:
             self.fail(f"it makes no {absent[0] if absent else 'result'}")

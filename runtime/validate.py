@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from algorithm.distance import distance
+from compilation.pieces import trained_parts
 from compilation.program import Program, Tensor
-from runtime.codegen.layout import part_of, slice_part
 from runtime.errors import SimulationError, ValidationError
 from runtime.simulator import Simulator
 from runtime.verdict import TensorCheck, Validation, allowances
@@ -56,7 +56,7 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
         raise SimulationError(f"while replaying the trace: {error}") from None
     final = simulator.trained()
     complete = wanted == total
-    tensors = compare(simulator.program, simulator.layout.trained, final, trace) if complete else []
+    tensors = compare(simulator.program, final, trace) if complete else []
     return Validation(losses, trace.losses32[:wanted], trace.losses64[:wanted], trace.witness_losses[:, :wanted], tensors,
                       complete, final)
 
@@ -86,18 +86,18 @@ def parameter_of(tensor: Tensor) -> str:
     return tensor.source or tensor.name
 
 
-def compare(program: Program, trained: list[Tensor], final: Mapping[str, np.ndarray], trace: RecordedRun
-            ) -> list[TensorCheck]:
+def compare(program: Program, final: Mapping[str, np.ndarray], trace: RecordedRun) -> list[TensorCheck]:
     """How far each trained tensor (the trained part of a partial weight) is from the float64 run, and may be."""
-    exact = {parameter_of(t): stored_part(program, t, trace.final64[parameter_of(t)]) for t in trained}
+    parts = trained_parts(program)
+    exact = {p.parameter: p.of(trace.final64[p.parameter]) for p in parts}
     allowed = allowances({n: trace.witness_distances[n] for n in exact}, exact)
     out = []
-    for t in trained:
-        name = parameter_of(t)
-        single, start = (stored_part(program, t, group[name].astype(np.float64)) for group in (trace.final32, trace.init))
+    for p in parts:
+        name = p.parameter
+        single, start = (p.of(group[name].astype(np.float64)) for group in (trace.final32, trace.init))
         moved = exact[name] - start
-        own = final[t.name].astype(np.float64).ravel()
-        out.append(TensorCheck(t.name, own.size, largest(moved), float(np.sqrt(np.mean(moved * moved))),
+        own = final[p.name].astype(np.float64).ravel()
+        out.append(TensorCheck(p.name, own.size, largest(moved), float(np.sqrt(np.mean(moved * moved))),
                                distance(own - exact[name], moved), distance(single - exact[name], moved), allowed[name]))
     return out
 
@@ -105,9 +105,3 @@ def compare(program: Program, trained: list[Tensor], final: Mapping[str, np.ndar
 def largest(values: np.ndarray) -> float:
     """The largest magnitude; NaN stays NaN."""
     return float(np.max(np.abs(values), initial=0.0))
-
-
-def stored_part(program: Program, tensor: Tensor, whole: np.ndarray) -> np.ndarray:
-    """The elements of a whole parameter that a trained tensor stores, flat."""
-    found = part_of(program, tensor.name)
-    return (whole if found is None else slice_part(*found, whole)).ravel()

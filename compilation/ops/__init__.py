@@ -3,17 +3,20 @@
 from compilation.ops import (
     attention,
     attn_block,
+    columns,
     elementwise,
     embed,
     gram,
     linear,
     loss,
+    matmul,
     mlp_block,
     normalisation,
     optimiser,
+    packed_attention,
     rows,
 )
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "elementwise", "embed",
-           "gram", "linear", "loss", "mlp_block", "normalisation", "optimiser", "rows"]
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "columns", "elementwise", "embed",
+           "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention", "rows"]

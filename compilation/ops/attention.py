@@ -1,4 +1,4 @@
-"""Softmax attention over packed queries, keys and values; never an N x N map."""
+"""Softmax attention of any queries, keys and values; never an N x N map. The sums come from the C header's sources."""
 
 from __future__ import annotations
 
@@ -9,85 +9,131 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, width
+from compilation.ops.common import COUNT, tile
 from compilation.types import SUM, Type
 
-KEYS = 16                   # VT_KEYS: keys taken at a time
+KEYS, QUERIES = 16, 16      # VT_KEYS: keys taken at a time; VT_QUERIES: most queries of one call
 
 
-def check_heads(features: int, heads: int) -> None:
-    if features % heads:
-        raise ValueError(f"{heads} heads do not divide {features} features")
+class AttentionOp(Op):
+    """q (N, H d), k (M, H d), v (M, H e): head h has columns h d .. of q and k, h e .. of v. scale 0 is 1 / sqrt(d)."""
 
-
-class Heads(Op):
     source = "vt_attention.c"
-    indices = "qkv: n 3*w, dy: n w"
-    attrs = {"heads": (int, 1), "rows": (int, 16)}
-    legal = {"heads": COUNT, "rows": ROWS}
-    schedule = ("rows",)
+    attrs, legal = {"heads": (int, 1), "scale": (float, 0.0)}, {"heads": COUNT}
+    sized, limit = {"h": "heads"}, {"n": QUERIES}
 
-    def check(self, site: Site) -> None:
-        check_heads(site.shapes["qkv"][1] // 3, self.attr(site, "heads"))
+    def macs(self, site: Site) -> int:
+        sizes, (along, across) = self.bind(site), self.times(site)
+        return sizes["n"] * sizes["m"] * sizes["h"] * (along * sizes["d"] + across * self.values(site))
+
+    def times(self, site: Site) -> tuple[int, int]:
+        """How many products over d, and over e, each query makes with each key."""
+        return 1, 1
+
+    def values(self, site: Site) -> int:
+        """e, features of a head's value; 0 where neither it nor its gradient is there."""
+        return self.bind(site).get("e", 0)
+
+    def scores(self, site: Site) -> tuple[int, int, int]:
+        """(queries, features of a head, keys at a time)."""
+        sizes = self.bind(site)
+        return sizes["n"], sizes["d"], min(KEYS, sizes["m"])
 
     def dims(self, site: Site) -> dict[str, int]:
-        n, packed = site.shapes["qkv"]
-        return {"n": n, "width": packed // 3}
+        return {**super().dims(site), **({"first": 1, "last": 1} if self.carried else {})}
 
-    def sizes(self, site: Site) -> tuple[int, int, int, int]:
-        """(n, width, head size, panel width)."""
-        n, packed = site.shapes["qkv"]
-        return n, packed // 3, packed // 3 // self.attr(site, "heads"), width(n, self.attr(site, "rows"))
-
-    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
-        return fastest_first(self, site, grid(rows=row_settings(site.shapes["qkv"][0])))
-
-    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        for n, heads, d in ((21, 2, 5), (5, 3, 16), (1, 1, 4)):
-            made = {"qkv": rng.normal(0, 1.5, (n, 3 * heads * d)), "dy": rng.normal(size=(n, heads * d))}
-            yield Sample({s.name: made[s.name] for s in self.inputs}, {"heads": heads}, ("d_qkv",))
+    def _samples(self, rng: np.random.Generator) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+        for n, m, heads, d, e in ((13, 21, 2, 5, 5), (5, 5, 3, 16, 4), (1, 9, 2, 4, 7), (16, 1, 1, 3, 3)):
+            attrs: dict[str, Any] = {"heads": heads, "scale": 0.3 if e == 7 else 0.0}
+            made = {"q": rng.normal(0, 1.5, (n, heads * d)), "k": rng.normal(0, 1.5, (m, heads * d)),
+                    "v": rng.normal(size=(m, heads * e)), "dy": rng.normal(size=(n, heads * e))}
+            made |= ref.attention_statistics(made, heads, attrs["scale"])
+            yield {s.name: made[s.name] for s in self.inputs}, attrs
 
 
 @register
-class Attention(Heads):
-    """y (N, D) = softmax(q k^T / sqrt(d)) v per head, from qkv (N, 3D): q | k | v, each heads x d."""
+class Attention(AttentionOp):
+    """y (N, H e) = softmax(scale q k^T) v for each head; high, total (N, H) carry it from keys to keys."""
 
     name, symbol, gradient = "attention", "vt_attention", "attention_grad"
-    inputs, outputs, vanishes = (tensor("qkv"),), (tensor("y"),), (("qkv",),)
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        n, packed = site.shapes["qkv"]
-        return {"y": Type((n, packed // 3))}
-
-    def macs(self, site: Site) -> int:
-        n, w, _, _ = self.sizes(site)
-        return 2 * n * n * w
+    inputs = (tile("q"), tile("k"), tile("v"))
+    outputs, vanishes = (tile("y"), tile("high", True), tile("total", True)), (("v",),)
+    indices = "q: n h*d, k: m h*d, v: m h*e -> y: n h*e, high: n h, total: n h"
+    carried, layout = {"m": ("high", "total")}, {"k": "rows", "v": "rows", "y": "panel"}
+    linear, shift_free = {"v": ("y",)}, ("k",)
 
     def scratch(self, site: Site) -> int:
-        n, _, d, t = self.sizes(site)
-        return SUM.of(t * (2 * d + min(KEYS, n)))
+        n, d, keys = self.scores(site)
+        return SUM.of((d + keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"y": ref.attention(inputs["qkv"], attrs["heads"])}
+        return {"y": ref.attention(inputs, attrs["heads"], attrs["scale"])}
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, attrs in self._samples(rng):
+            yield Sample(made, attrs)
 
 
 @register
-class AttentionGrad(Heads):
-    """d_qkv (N, 3D); the probabilities are computed again, a few rows at a time."""
+class AttentionStatistics(AttentionOp):
+    """high, total, delta (N, H) of each query and head: the maximum of its scores s, the sum of e^(s - high), and that of
+    e^(s - high) times the value's product with dy: all that its gradient has to know of the other keys."""
 
-    name, symbol = "attention_grad", "vt_attention_grad"
-    inputs, outputs = (tensor("qkv"), tensor("dy")), (tensor("d_qkv"),)
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"d_qkv": Type(site.shapes["qkv"])}
-
-    def macs(self, site: Site) -> int:
-        n, w, _, _ = self.sizes(site)
-        return 7 * n * n * w
+    name, symbol = "attention_statistics", "vt_attention_statistics"
+    inputs, outputs = (tile("q"), tile("k"), tile("v"), tile("dy")), (tile("high"), tile("total"), tile("delta"))
+    indices = "q: n h*d, k: m h*d, v: m h*e, dy: n h*e -> high: n h, total: n h, delta: n h"
+    carried = {"m": ("high", "total", "delta")}
+    layout = {"k": "rows", "v": "rows", "dy": "panel"}
+    linear = {"dy": ("delta",)}
 
     def scratch(self, site: Site) -> int:
-        n, _, d, t = self.sizes(site)
-        return SUM.of(t * ((3 if t > 1 else 2) * d + 2 * min(KEYS, n)))
+        n, d, keys = self.scores(site)
+        return SUM.of((d + 2 * keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"d_qkv": ref.attention_grad(inputs["qkv"], inputs["dy"], attrs["heads"])}
+        return ref.attention_statistics(inputs, attrs["heads"], attrs["scale"])
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, attrs in self._samples(rng):
+            yield Sample(made, attrs)
+
+
+@register
+class AttentionGrad(AttentionOp):
+    """Gradients of attention, and its result y again; the probabilities are computed again from the statistics."""
+
+    name, symbol = "attention_grad", "vt_attention_grad"
+    inputs = (tile("q"), tile("k"), tile("v"), tile("dy"), tile("high"), tile("total"), tile("delta"))
+    outputs = (tile("d_q"), tile("d_k"), tile("d_v"), tile("y", True))
+    indices = ("q: n h*d, k: m h*d, v: m h*e, dy: n h*e, high: n h, total: n h, delta: n h "
+               "-> d_q: n h*d, d_k: m h*d, d_v: m h*e, y: n h*e")
+    needed_for = {"v": ("d_q", "d_k", "y"), "dy": ("d_q", "d_k", "d_v"), "delta": ("d_q", "d_k")}
+    adds, layout = ("d_q", "d_k", "d_v", "y"), dict.fromkeys(("k", "v", "dy", "d_q", "d_k", "d_v", "y"), "rows")
+    linear, joint, before, remakes = {"dy": ("d_v",)}, True, "attention_statistics", {"y": "y"}
+
+    def infer(self, site: Site) -> dict[str, Type]:
+        sizes = self.bind(site)
+        return {s.name: Type(self.line.shape(s.name, sizes)) for s in self.outputs}
+
+    def slopes(self, site: Site) -> bool:
+        """Whether the gradient of the scores is made."""
+        return bool(site.wants & {"d_q", "d_k"})
+
+    def times(self, site: Site) -> tuple[int, int]:
+        return 1 + len(site.wants & {"d_q", "d_k"}), self.slopes(site) + len(site.wants & {"d_v", "y"})
+
+    def scratch(self, site: Site) -> int:
+        n, d, keys = self.scores(site)
+        slopes, many = self.slopes(site), n > 1
+        features = d * (1 + (many and "d_k" in site.wants)) + self.values(site) * (many and slopes)
+        return SUM.of((features + (1 + slopes) * keys) * n)
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return ref.attention_grad(inputs, attrs["heads"], attrs["scale"])
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        for made, attrs in self._samples(rng):
+            for wants in (("d_q", "d_k", "d_v"), ("d_q", "d_k", "d_v", "y"), ("d_q",), ("d_k", "d_v"), ("d_v",), ("y",),
+                          ("d_q", "y")):
+                given = {s: v for s, v in made.items() if not set(self.needed_for.get(s, wants)).isdisjoint(wants)}
+                yield Sample(given, attrs, wants)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.attention import KEYS, check_heads
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
@@ -30,6 +29,7 @@ from compilation.ops.common import (
     width,
 )
 from compilation.ops.gram import GramPart, rank_blocks
+from compilation.ops.packed_attention import KEYS, check_heads
 from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),
@@ -113,7 +113,7 @@ def forward(i: Arrays, attrs: dict[str, Any]) -> Arrays:
     """Everything the block makes: u = LN(x), qkv, o, z = proj(o) + T, all rows; y, the first q_rows rows."""
     u = ref.layer_norm(i["x"], i.get("gamma"), i.get("beta"), attrs["eps"]) if attrs["norm"] else i["x"]
     qkv = u @ effective(i, attrs, "qkv").T + i.get("bqkv", 0.0)
-    o = ref.attention(qkv, attrs["heads"])
+    o = ref.packed_attention(qkv, attrs["heads"])
     z = o @ effective(i, attrs, "proj").T + i.get("bproj", 0.0)
     if "gram_a" in i:
         z = z + ref.gram(u, i["gram_a"], i["gram_b"])
@@ -325,7 +325,7 @@ class AttnBlockGrad(AttentionOp):
         dy = np.zeros_like(i["x"])
         dy[:attrs["q_rows"]] = i["dy"]
         g = dy * i.get("ls", 1.0)
-        dqkv = ref.attention_grad(f["qkv"], g @ effective(i, attrs, "proj"), attrs["heads"])
+        dqkv = ref.packed_attention_grad(f["qkv"], g @ effective(i, attrs, "proj"), attrs["heads"])
         made = {"d_wproj": g.T @ f["o"], "d_bproj": g.sum(0), "d_ls": (dy * f["z"]).sum(0), "d_wqkv": dqkv.T @ f["u"],
                 "d_bqkv": dqkv.sum(0), "d_x": dqkv @ effective(i, attrs, "qkv")}
         for which in ("qkv", "proj"):        # W + scale * B A is trained: dA = scale * B^T dW, dB = scale * dW A^T

@@ -6,8 +6,8 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -68,6 +68,7 @@ class Site:
     attrs: Mapping[str, Any]
     wants: frozenset[str] = frozenset()
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    updates: frozenset[str] = frozenset()       # those of the wanted outputs that are gradients applied at once
 
     def has(self, slot: str) -> bool:
         return slot in self.shapes
@@ -110,11 +111,13 @@ class Op:
     rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
+    gradients: ClassVar[dict[str, tuple[str, ...]]] = {}   # or input slot -> (operation, its inputs: slots or dy)
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     # Of leaves:
     adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C)
+    once: ClassVar[tuple[str, ...]] = ()        # input slots that are not read where the call adds: the bias of a sum
     carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
     layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any
     limit: ClassVar[dict[str, int]] = {}        # index -> most elements of it in one call
@@ -147,6 +150,14 @@ class Op:
         summed("d_w") is ("n",) and summed("d_x") is ("o",)."""
         inputs = [s.name for s in self.inputs if output in self.needed_for.get(s.name, (output,))]
         return tuple(n for n in self._tiled(inputs) if n not in self._tiled((output,)))
+
+    def tileable(self, wants: Iterable[str]) -> tuple[str, ...]:
+        """Indices that may be taken in tiles by a call that makes these outputs: each is free for an output, or carried
+        from tile to tile for it, or the output can be added to, or it does not depend on the index at all. Of
+        `linear`, tileable(("y",)) is ("n", "c", "o"); of `layer_norm_grad`, tileable(("d_x",)) is ("n", "h")."""
+        wants = tuple(wants)
+        return tuple(n for n in self._tiled(self.line.axes) if all(
+            n not in self.summed(s) or s in self.adds or n in self.carried for s in wants))
 
     def _tiled(self, slots: Container[str]) -> tuple[str, ...]:
         return tuple(n for n in self.line.indices(s for s in self.line.axes if s in slots) if n not in self.line.whole)
@@ -186,7 +197,7 @@ class Op:
             parameter = slot.name.removeprefix("d_")
             if slot.kind == "matrix" and parameter in site.parts:
                 made[slot.name] = Type(site.part(parameter), slot.element)
-            elif axes[0].folds or parameter in alike:
+            elif alike and (axes[0].folds or (slot.sink and parameter in alike)):
                 made[slot.name] = Type(site.shapes[parameter if parameter in alike else alike[0]], slot.element)
             else:
                 made[slot.name] = Type(self.line.shape(slot.name, sizes), slot.element)
@@ -218,6 +229,10 @@ class Op:
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
+
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
+        """The settings worth trying with the bytes of scratch that each needs, fastest first, least scratch last."""
+        return [(o, self.scratch(replace(site, attrs={**site.attrs, **o}))) for o in self.schedules(site)]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError

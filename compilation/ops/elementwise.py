@@ -1,98 +1,151 @@
-"""Elementwise operations: activations, addition, layer scale, multiplication by a constant."""
+"""Elementwise operations: activations, sums and products, layer scale, multiplication by a constant, a copy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import FLAG, tensor, vector
-from compilation.types import Type
+from compilation.ops.common import FLAG, tile, vector
 
 
 class Elementwise(Op):
-    """A function of equally shaped inputs, element by element, in place where storage allows."""
+    """A function of equally shaped inputs of any rank, element by element, in place where storage allows."""
 
     source = "vt_elementwise.c"
-    result = "y"
-    indices = "x: *, a: *, b: *, dy: *"
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {self.result: Type(site.shapes[self.inputs[0].name])}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"size": math.prod(site.shapes[self.inputs[0].name])}
 
     def _samples(self, rng: np.random.Generator, *attrs: dict[str, Any]) -> Iterator[Sample]:
         for a in attrs or ({},):
             for shape in ((5, 7), (1, 33)):
                 yield Sample({s.name: rng.normal(0, 2, shape) for s in self.inputs}, dict(a), ("d_x",))
 
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        return self._samples(rng)
+
+
+class WithAct(Elementwise):
+    """Operations of an activation function; `act` names it in ops/reference.py."""
+
+    act: ClassVar[str]
+
+    def act_of(self, attrs: dict[str, Any]) -> str:
+        return self.act
+
+
+class WithGelu(WithAct):
+    attrs, legal = {"tanh": (int, 0)}, {"tanh": FLAG}
+
+    def act_of(self, attrs: dict[str, Any]) -> str:
+        return "gelu_tanh" if attrs.get("tanh") else "gelu"
+
+    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
+        return self._samples(rng, {"tanh": 0}, {"tanh": 1})
+
+
+class Activation(WithAct):
+    """y = act(x)."""
+
+    inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
+    inplace, rowwise = {"y": "x"}, ("x",)
+    vanishes: ClassVar[tuple[tuple[str, ...], ...]] = (("x",),)     # of all but those that are not 0 at 0
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": ref.activation(inputs["x"], self.act_of(attrs))}
+
+
+class ActivationGrad(WithAct):
+    """d_x = dy * act'(x)."""
+
+    inputs, outputs, indices = (tile("x"), tile("dy")), (tile("d_x"),), "x: *n c, dy: *n c -> d_x: *n c"
+    inplace, linear = {"d_x": "dy"}, {"dy": ("d_x",)}
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"d_x": inputs["dy"] * ref.activation_slope(inputs["x"], self.act_of(attrs))}
+
 
 @register
-class Gelu(Elementwise):
+class Gelu(WithGelu, Activation):
     """y = GELU(x), exact or by tanh."""
 
     name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
-    inputs, outputs = (tensor("x"),), (tensor("y"),)
-    attrs, legal = {"tanh": (int, 0)}, {"tanh": FLAG}
-    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
-
-    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"y": ref.activation(inputs["x"], 1 if attrs.get("tanh") else 0)}
-
-    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        return self._samples(rng, {"tanh": 0}, {"tanh": 1})
 
 
 @register
-class GeluGrad(Elementwise):
+class GeluGrad(WithGelu, ActivationGrad):
     """d_x = dy * GELU'(x)."""
 
-    name, symbol, result = "gelu_grad", "vt_gelu_grad", "d_x"
-    inputs, outputs = (tensor("x"), tensor("dy")), (tensor("d_x"),)
-    attrs, legal = {"tanh": (int, 0)}, {"tanh": FLAG}
-    inplace = {"d_x": "dy"}
-
-    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"d_x": inputs["dy"] * ref.activation_slope(inputs["x"], 1 if attrs.get("tanh") else 0)}
-
-    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        return self._samples(rng, {"tanh": 0}, {"tanh": 1})
+    name, symbol = "gelu_grad", "vt_gelu_grad"
 
 
 @register
-class Relu(Elementwise):
+class Relu(Activation):
     """y = max(x, 0)."""
 
-    name, symbol, gradient = "relu", "vt_relu", "relu_grad"
-    inputs, outputs = (tensor("x"),), (tensor("y"),)
-    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
-
-    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"y": ref.activation(inputs["x"], 2)}
-
-    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        return self._samples(rng)
+    name, symbol, gradient, act = "relu", "vt_relu", "relu_grad", "relu"
 
 
 @register
-class ReluGrad(Elementwise):
+class ReluGrad(ActivationGrad):
     """d_x = dy where x > 0."""
 
-    name, symbol, result = "relu_grad", "vt_relu_grad", "d_x"
-    inputs, outputs = (tensor("x"), tensor("dy")), (tensor("d_x"),)
-    inplace = {"d_x": "dy"}
+    name, symbol, act = "relu_grad", "vt_relu_grad", "relu"
+
+
+@register
+class Silu(Activation):
+    """y = x / (1 + e^-x)."""
+
+    name, symbol, gradient, act = "silu", "vt_silu", "silu_grad", "silu"
+
+
+@register
+class SiluGrad(ActivationGrad):
+    """d_x = dy * SiLU'(x)."""
+
+    name, symbol, act = "silu_grad", "vt_silu_grad", "silu"
+
+
+@register
+class Sigmoid(Activation):
+    """y = 1 / (1 + e^-x)."""
+
+    name, symbol, gradient, act, vanishes = "sigmoid", "vt_sigmoid", "sigmoid_grad", "sigmoid", ()
+
+
+@register
+class SigmoidGrad(ActivationGrad):
+    """d_x = dy * y (1 - y) with y = sigmoid(x)."""
+
+    name, symbol, act = "sigmoid_grad", "vt_sigmoid_grad", "sigmoid"
+
+
+@register
+class Tanh(Activation):
+    """y = tanh(x)."""
+
+    name, symbol, gradient, act = "tanh", "vt_tanh", "tanh_grad", "tanh"
+
+
+@register
+class TanhGrad(ActivationGrad):
+    """d_x = dy * (1 - tanh(x)^2)."""
+
+    name, symbol, act = "tanh_grad", "vt_tanh_grad", "tanh"
+
+
+@register
+class Copy(Elementwise):
+    """y = x, in another place or with other strides."""
+
+    name, symbol = "copy", "vt_copy"
+    inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
+    rowwise, vanishes, linear = ("x",), (("x",),), {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        return {"d_x": inputs["dy"] * ref.activation_slope(inputs["x"], 2)}
-
-    def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        return self._samples(rng)
+        return {"y": inputs["x"]}
 
 
 @register
@@ -100,14 +153,45 @@ class Add(Elementwise):
     """y = a + b. Its gradient is dy for both, so it needs no operation."""
 
     name, symbol = "add", "vt_add"
-    inputs, outputs = (tensor("a"), tensor("b")), (tensor("y"),)
+    inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
     inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a", "b"),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
 
+
+@register
+class Mul(Elementwise):
+    """y = a * b."""
+
+    name, symbol, gradient = "mul", "vt_mul", "mul_grad"
+    inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
+    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a",), ("b",))
+    linear = {"a": ("y",), "b": ("y",)}
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {"y": inputs["a"] * inputs["b"]}
+
+
+@register
+class MulGrad(Elementwise):
+    """d_a = dy * b; d_b = dy * a."""
+
+    name, symbol = "mul_grad", "vt_mul_grad"
+    inputs, outputs = (tile("a"), tile("b"), tile("dy")), (tile("d_a"), tile("d_b"))
+    indices = "a: *n c, b: *n c, dy: *n c -> d_a: *n c, d_b: *n c"
+    needed_for, linear = {"a": ("d_b",), "b": ("d_a",)}, {"dy": ("d_a", "d_b")}
+
+    def may_alias(self, site: Site) -> dict[str, str]:
+        return {"d_a": "dy"} if "d_a" in site.wants else {"d_b": "dy"}
+
+    def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        return {f"d_{s}": inputs["dy"] * inputs[other] for s, other in (("a", "b"), ("b", "a")) if other in inputs}
+
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
-        return self._samples(rng)
+        for sample in self._samples(rng):
+            for wants, unread in ((("d_a", "d_b"), ""), (("d_a",), "a"), (("d_b",), "b")):
+                yield Sample({s: v for s, v in sample.inputs.items() if s != unread}, wants=wants)
 
 
 @register
@@ -115,9 +199,9 @@ class MulConst(Elementwise):
     """y = value * x. Its gradient is itself, applied to dy."""
 
     name, symbol = "mul_const", "vt_mul_const"
-    inputs, outputs = (tensor("x"),), (tensor("y"),)
+    inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     attrs = {"value": (float, 1.0)}
-    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
+    inplace, rowwise, vanishes, linear = {"y": "x"}, ("x",), (("x",),), {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -128,18 +212,12 @@ class MulConst(Elementwise):
 
 @register
 class Scale(Op):
-    """y (N, D) = x * s, s (D,): layer scale."""
+    """y (N, C) = x * s, s (C,): layer scale."""
 
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
-    inputs, outputs = (tensor("x"), vector("s")), (tensor("y"),)
-    indices = "x: n d, s: d"
+    inputs, outputs, indices = (tile("x"), vector("s")), (tile("y"),), "x: n c, s: c -> y: n c"
     inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"y": Type(site.shapes["x"])}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
+    linear = {"x": ("y",), "s": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] * inputs["s"]}
@@ -151,22 +229,19 @@ class Scale(Op):
 
 @register
 class ScaleGrad(Op):
-    """d_x = dy * s; d_s = column sums of dy * x. x is read for d_s only."""
+    """d_x = dy * s; d_s = column sums of dy * x."""
 
     name, symbol, source = "scale_grad", "vt_scale_grad", "vt_elementwise.c"
-    inputs = (tensor("x", optional=True), vector("s"), tensor("dy"))
-    outputs = (tensor("d_x"), vector("d_s"))
-    indices = "x: n d, s: d, dy: n d"
-    inplace, needed_for = {"d_x": "dy"}, {"x": ("d_s",)}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"d_x": Type(site.shapes["dy"]), "d_s": Type(site.shapes["s"])}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"n": math.prod(site.shapes["dy"][:-1]), "d": site.shapes["dy"][-1]}
+    inputs = (tile("x", optional=True), vector("s"), tile("dy"))
+    outputs = (tile("d_x"), vector("d_s"))
+    indices, adds = "x: n c, s: c, dy: n c -> d_x: n c, d_s: c", ("d_s",)
+    inplace, needed_for = {"d_x": "dy"}, {"x": ("d_s",), "s": ("d_x",)}
+    linear = {"dy": ("d_x", "d_s")}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        made = {"d_x": inputs["dy"] * inputs["s"]}
+        made = {}
+        if "s" in inputs:
+            made["d_x"] = inputs["dy"] * inputs["s"]
         if "x" in inputs:
             made["d_s"] = (inputs["dy"] * inputs["x"]).sum(0)
         return made
@@ -176,3 +251,4 @@ class ScaleGrad(Op):
         yield Sample({"x": x, "s": s, "dy": dy}, wants=("d_x", "d_s"))
         yield Sample({"x": x, "s": s, "dy": dy}, wants=("d_s",))
         yield Sample({"s": s, "dy": dy}, wants=("d_x",))
+        yield Sample({"x": x, "dy": dy}, wants=("d_s",))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,30 @@ from compilation.ops.common import (
     part_size,
     row_settings,
     stage_width,
-    tensor,
+    tile,
     vector,
     width,
 )
-from compilation.types import SUM, Type
+from compilation.types import SUM
 
 
 @register
 class Linear(Op):
-    """y (N, O) = x (N, C) w^T + b."""
+    """y (N, O) = x (N, C) w^T + b, on panels; b is not read where y is added to.
+
+    `rows` and scratch are of whole row tensors, taken in panels by the kernel; in a region there is neither.
+    """
 
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
-    inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
-    indices = "x: n c, w: o c, b: o"
+    inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
+    indices = "x: n c, w: o c, b: o -> y: n o"
+    adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
     attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
     schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"y": Type((site.shapes["x"][0], site.shapes["w"][0]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"n": site.shapes["x"][0]}
+    def window(self, site: Site, extents: Mapping[str, int]) -> Site:
+        made = super().window(site, extents)
+        return replace(made, attrs={**made.attrs, "rows": 1})
 
     def macs(self, site: Site) -> int:
         (n, c), o = site.shapes["x"], site.shapes["w"][0]
@@ -69,31 +72,29 @@ class LinearGrad(Op):
     """Gradients of linear. x is read for d_w only, and may be its trained columns alone (x_sliced)."""
 
     name, symbol, source = "linear_grad", "vt_linear_grad", "vt_linear.c"
-    inputs = (tensor("x", True), matrix("w"), tensor("dy"))
-    outputs = (tensor("d_x"), matrix("d_w"), vector("d_b"))
-    indices = "x: n k, w: o c, dy: n o"
+    inputs = (tile("x", True), matrix("w"), tile("dy"))
+    outputs = (tile("d_x"), matrix("d_w"), vector("d_b"))
+    indices = "x: n c, w: o c, dy: n o -> d_x: n c, d_w: o c, d_b: o"
+    adds, layout = ("d_x", "d_w", "d_b"), {"x": "rows", "d_x": "rows"}
+    linear = {"dy": ("d_x", "d_w", "d_b")}
     attrs, legal = {"x_sliced": (int, 0)}, {"x_sliced": FLAG}
-    needed_for = {"x": ("d_w",)}
+    needed_for = {"x": ("d_w",), "w": ("d_x", "d_w")}
+
+    def bind(self, site: Site) -> dict[str, int]:
+        if not (self.attr(site, "x_sliced") and by_columns(site, "w") and site.has("x")):
+            return super().bind(site)
+        sizes = super().bind(replace(site, shapes={s: shape for s, shape in site.shapes.items() if s != "x"}))
+        if site.shapes["x"] != (sizes["n"], site.part("w")[1]):
+            raise ValueError(f"x has shape {list(site.shapes['x'])}, not {[sizes['n'], site.part('w')[1]]}")
+        return sizes
 
     def check(self, site: Site) -> None:
-        sliced = bool(self.attr(site, "x_sliced"))
-        columns = (part_shape(site, "w") if sliced else site.shapes["w"])[1]
-        if sliced and not by_columns(site, "w"):
+        if self.attr(site, "x_sliced") and not by_columns(site, "w"):
             raise ValueError("x_sliced asks for a weight that is trained by columns")
-        if site.has("x") and site.shapes["x"][1] != columns:
-            raise ValueError(f"x has {site.shapes['x'][1]} columns, not {columns}")
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        n, o = site.shapes["dy"]
-        return {"d_x": Type((n, site.shapes["w"][1])), "d_w": Type(part_shape(site, "w")), "d_b": Type((o,))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"n": site.shapes["dy"][0]}
 
     def macs(self, site: Site) -> int:
-        n, o = site.shapes["dy"]
-        c = site.shapes["w"][1]
-        return n * o * c * ("d_x" in site.wants) + n * part_size(site, "w") * ("d_w" in site.wants)
+        (n, o), c = site.shapes["dy"], site.shapes["w"][1] if site.has("w") else 0
+        return n * o * c * ("d_x" in site.wants) + ("d_w" in site.wants and n * part_size(site, "w"))
 
     def scratch(self, site: Site) -> int:
         if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):
@@ -101,7 +102,9 @@ class LinearGrad(Op):
         return SUM.of(site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
-        made = {"d_x": inputs["dy"] @ inputs["w"], "d_b": inputs["dy"].sum(0)}
+        made = {"d_b": inputs["dy"].sum(0)}
+        if "w" in inputs:
+            made["d_x"] = inputs["dy"] @ inputs["w"]
         if "x" in inputs:
             made["d_w"] = inputs["dy"].T @ inputs["x"]
         return made
@@ -113,6 +116,7 @@ class LinearGrad(Op):
             some = sorted({1, 2, 3, 4, 6, 8, o - 2, o - 1})       # consecutive rows, and four together that are not
             yield Sample(made, wants=every)
             yield Sample({k: made[k] for k in ("w", "dy")}, wants=("d_x",))
+            yield Sample({"dy": made["dy"]}, wants=("d_b",))
             yield Sample(made, wants=every, parts={"w": ("cols", cols)})
             yield Sample({**made, "x": made["x"][:, cols]}, {"x_sliced": 1}, ("d_w",), {"w": ("cols", cols)})
             yield Sample(made, wants=every, parts={"w": ("rows", some)})

@@ -32,6 +32,7 @@ from compilation.types import SUM, Type
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("w1"), vector("b1", True), matrix("w2"),
               vector("b2", True), vector("ls", True), vector("fc1_a", True), vector("fc1_b", True),
               vector("fc2_a", True), vector("fc2_b", True))
+ACTS = ("gelu", "gelu_tanh", "relu")
 LOW = ("fc1_a", "fc1_b", "fc2_a", "fc2_b")        # low-rank additions (LoRA) to the two linear layers
 
 
@@ -96,7 +97,7 @@ def forward(i: Arrays, attrs: dict[str, Any]) -> Arrays:
     """Everything the block makes: u = LN(x), h before and f after the activation, z, y."""
     u = ref.layer_norm(i["x"], i.get("gamma"), i.get("beta"), attrs["eps"]) if attrs["norm"] else i["x"]
     h = u @ effective(i, attrs, "1").T + i.get("b1", 0.0)
-    f = ref.activation(h, attrs["act"])
+    f = ref.activation(h, ACTS[attrs["act"]])
     z = f @ effective(i, attrs, "2").T + i.get("b2", 0.0)
     y = z * i.get("ls", 1.0) + (i["x"] if attrs["residual"] else 0.0)
     return {"u": u, "h": h, "f": f, "z": z, "y": y}
@@ -224,7 +225,7 @@ class MlpBlockGrad(Mlp):
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         i, f = inputs, forward(inputs, attrs)
         g = i["dy"] * i.get("ls", 1.0)
-        dh = (g @ effective(i, attrs, "2")) * ref.activation_slope(f["h"], attrs["act"])
+        dh = (g @ effective(i, attrs, "2")) * ref.activation_slope(f["h"], ACTS[attrs["act"]])
         made = {"d_w1": dh.T @ f["u"], "d_b1": dh.sum(0), "d_w2": g.T @ f["f"], "d_b2": g.sum(0),
                 "d_ls": (i["dy"] * f["z"]).sum(0), "d_x": dh @ effective(i, attrs, "1")}
         for k in ("1", "2"):                 # W + scale * B A is trained: dA = scale * B^T dW, dB = scale * dW A^T

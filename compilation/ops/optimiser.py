@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import tensor, vector
-from compilation.types import Type
+from compilation.ops.base import Arrays, Op, Sample, register
+from compilation.ops.common import tile, vector
 
 
 @register
 class Sgd(Op):
-    """v = momentum * v + g; p -= lr * v, in place (`Call.updates` names p). The step gives lr and momentum."""
+    """v = momentum * v + g; p -= lr * v, in place (`Call.updates` names p). The step gives lr and momentum.
+
+    p has the elements of g, rows of all columns one after another (of a weight in part, those of its trained part).
+    """
 
     name, symbol, source = "sgd", "vt_sgd", "vt_elementwise.c"
-    inputs, outputs = (vector("p"), tensor("g")), ()
-    indices, own_update = "", "p"
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"size": math.prod(site.shapes["g"])}
+    inputs, outputs = (vector("p"), tile("g")), ()
+    indices, own_update = "g: *n [c]", "p"
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {}

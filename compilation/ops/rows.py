@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import COUNT, index_list, tensor
-from compilation.types import Type
+from compilation.ops.common import COUNT, index_list, tile
 
 
 class Rows(Op):
@@ -29,17 +28,11 @@ class Rows(Op):
 class TakeRow(Rows):
     """y (1, D) = x[row]."""
 
-    vanishes = (("x",),)
+    vanishes, linear = (("x",),), {"x": ("y",)}
 
     name, symbol, gradient = "take_row", "vt_take_row", "take_row_grad"
-    inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
+    inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: [n] c -> y: 1 c"
     attrs = {"row": (int, 0)}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"y": Type((1, site.shapes["x"][1]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"d": site.shapes["x"][1]}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"][attrs["row"]][None]}
@@ -54,14 +47,9 @@ class TakeRowGrad(Rows):
     """d_x (n, D) = 0 but for d_x[row] = dy."""
 
     name, symbol = "take_row_grad", "vt_take_row_grad"
-    inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
+    inputs, outputs, indices = (tile("dy"),), (tile("d_x"),), "dy: 1 c -> d_x: [n] c"
+    sized, linear = {"n": "n"}, {"dy": ("d_x",)}
     attrs = {"row": (int, 0), "n": (int, 1)}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"d_x": Type((self.attr(site, "n"), site.shapes["dy"][1]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"d": site.shapes["dy"][1]}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         dx = np.zeros((attrs["n"], inputs["dy"].shape[1]))
@@ -76,17 +64,11 @@ class TakeRowGrad(Rows):
 class MeanRows(Rows):
     """y (1, D) = mean of rows start.. of x."""
 
-    vanishes = (("x",),)
+    vanishes, linear = (("x",),), {"x": ("y",)}
 
     name, symbol, gradient = "mean_rows", "vt_mean_rows", "mean_rows_grad"
-    inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
+    inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: [n] c -> y: 1 c"
     attrs = {"start": (int, 0)}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"y": Type((1, site.shapes["x"][1]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"tokens": site.shapes["x"][0], "d": site.shapes["x"][1]}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"][attrs["start"]:].mean(0, keepdims=True)}
@@ -101,14 +83,9 @@ class MeanRowsGrad(Rows):
     """d_x (n, D) = dy / (n - start) in rows start.., 0 above."""
 
     name, symbol = "mean_rows_grad", "vt_mean_rows_grad"
-    inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
+    inputs, outputs, indices = (tile("dy"),), (tile("d_x"),), "dy: 1 c -> d_x: [n] c"
+    sized, linear = {"n": "n"}, {"dy": ("d_x",)}
     attrs = {"start": (int, 0), "n": (int, 1)}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"d_x": Type((self.attr(site, "n"), site.shapes["dy"][1]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"d": site.shapes["dy"][1]}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         dx = np.zeros((attrs["n"], inputs["dy"].shape[1]))
@@ -124,13 +101,8 @@ class TakeCols(Rows):
     """y (N, k) = the listed columns of x: what a gradient of some columns of a weight needs to keep."""
 
     name, symbol = "take_cols", "vt_take_cols"
-    inputs, outputs, indices = (tensor("x"), index_list("index", "x")), (tensor("y"),), "x: n d, index: k"
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        return {"y": Type((site.shapes["x"][0], site.shapes["index"][0]))}
-
-    def dims(self, site: Site) -> dict[str, int]:
-        return {"n": site.shapes["x"][0], "d": site.shapes["x"][1], "k": site.shapes["index"][0]}
+    inputs, outputs, indices = (tile("x"), index_list("index", "x")), (tile("y"),), "x: n [c], index: k -> y: n k"
+    linear = {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"][:, inputs["index"].astype(int)]}

@@ -61,7 +61,7 @@ def site(program: Program, call: Call) -> Site:
             axis = w.axis or "rows"
             parts[s] = (axis, len(w.index) if w.axis else w.shape[0])
     wants = frozenset(call.outputs) | {f"d_{s}" for s in call.updates}
-    return Site(shapes, call.attrs, wants, parts)
+    return Site(shapes, call.attrs, wants, parts, frozenset(f"d_{s}" for s in call.updates))
 
 
 def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], attrs: dict[str, object],

@@ -45,8 +45,7 @@ def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object
     fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
     key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.parts.items()))))
     if key not in _SETTINGS:
-        _SETTINGS[key] = [(o, padded(op.scratch(replace(where, attrs={**where.attrs, **o}))))
-                          for o in op.schedules(where)]
+        _SETTINGS[key] = [(o, padded(size)) for o, size in op.settings(where)]
     return _SETTINGS[key]
 
 

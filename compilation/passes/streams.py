@@ -185,7 +185,7 @@ def form_streams(program: Program, chosen: set[int] | None = None) -> int:
     taken: set[int] = set()
     matcher = Matcher(program)
     for c in program.calls:
-        found = matcher.mlp(c) if c.op in ACTIVATIONS else matcher.attention(c) if c.op == "attention" else None
+        found = matcher.mlp(c) if c.op in ACTIVATIONS else matcher.attention(c) if c.op == "packed_attention" else None
         if found and taken.isdisjoint(map(id, found[0].calls)):
             chains.append(found)
             taken.update(map(id, found[0].calls))

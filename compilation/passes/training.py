@@ -8,11 +8,9 @@ import numpy as np
 
 from compilation.errors import PlanError
 from compilation.passes.rewrite import fresh, parameter_views, producers, use_counts, whole_weight
+from compilation.pieces import Selection, expand, gather, held, pieces
 from compilation.program import Call, Program, Role, Tensor, Weight
 from compilation.types import INDEX, LABEL, Type
-
-Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
-
 
 MOST_INDICES = 2**16      # an index list is uint16_t on the device
 
@@ -47,34 +45,39 @@ def trained_names(plan: dict[str, Selection]) -> list[str]:
 
 
 def check_plan(program: Program, plan: dict[str, Selection], known: dict[str, tuple[int, ...]]) -> dict[str, Selection]:
-    """The plan's selections, normalised; parameters the compiled model does not use raise PlanError."""
+    """The plan's selections, normalised, by the tensors behind the parameters (more than one where those are in pieces).
+    Parameters that the compiled model does not use raise PlanError."""
     checked: dict[str, Selection] = {}
+    used = pieces(program)
     for name, selection in plan.items():
         if selection in ("none", None):
             continue
         if name not in known:
             raise PlanError(f"the update plan trains {name!r}, which the model does not have")
-        if name not in program.tensors:
+        if name not in used:
             raise PlanError(f"the update plan trains {name!r}, which the compiled model does not use")
+        tensors = used[name]
         if selection == "all":
-            checked[name] = "all"
+            checked |= expand(tensors, "all")
             continue
         (axis, index), = selection.items() if isinstance(selection, dict) and len(selection) == 1 else (("?", []),)
         if axis not in ("cols", "rows"):
             raise PlanError(f"{name}: a selection is 'all', 'none', {{cols: [...]}} or {{rows: [...]}}, not {selection!r}")
-        if name not in program.weights:
+        if any(t.name not in program.weights for t in tensors):
             raise PlanError(f"{name}: only weight matrices can be trained in part; use 'all' or 'none'")
-        if others := [c for c in program.calls if name in c.inputs.values() and not _as_matrix(program, c, name)]:
+        if others := [c for t in tensors for c in program.calls
+                      if t.name in c.inputs.values() and not _as_matrix(program, c, t.name)]:
             raise PlanError(f"{name}: {others[0].op} in {others[0].where or 'the model'} reads it whole, so it cannot be "
                             "trained in part; use 'all' or 'none'")
-        size = program.weights[name].shape[1 if axis == "cols" else 0]
+        shapes = [program.weights[t.name].shape for t in tensors]
+        size = shapes[0][1] if axis == "cols" else sum(rows for rows, _ in shapes)
         if size > MOST_INDICES:
             raise PlanError(f"{name}: it has {size:,} {axis}, and the device lists at most {MOST_INDICES:,} (two bytes an "
                             "index); use 'all' or 'none'")
         if list(index) != sorted(set(index)) or (index and not 0 <= index[0] <= index[-1] < size):
             raise PlanError(f"{name}: {axis} must be ascending, without repeats and within 0..{size - 1}")
         if index:
-            checked[name] = "all" if len(index) == size else {axis: [int(i) for i in index]}
+            checked |= expand(tensors, "all" if len(index) == size else {axis: [int(i) for i in index]})
     return checked
 
 
@@ -87,7 +90,7 @@ def _as_matrix(program: Program, call: Call, name: str) -> bool:
 def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) -> None:
     """Split trained matrices into their frozen and trained parts; trained tensors move to RAM."""
     for name, selection in plan.items():
-        weight = program.weights.get(name)
+        weight, whole = program.weights.get(name), program.tensors[name]
         if selection == "all":
             trained = program.put(name, role=Role.TRAINED).name
             if weight:
@@ -99,12 +102,14 @@ def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) ->
             k = len(index)
             part = (rows, k) if axis == "cols" else (k, cols)
             rest = (rows, cols - k) if axis == "cols" else (rows - k, cols)
-            source = program.tensors.pop(name).type
-            trained = program.add(Tensor(f"{name}.trained", source.shaped(part), Role.TRAINED, source=name)).name
-            frozen = program.add(Tensor(f"{name}.frozen", source.shaped(rest), Role.CONSTANT, source=name)).name
+            del program.tensors[name]
+            trained, frozen = f"{name}.trained", f"{name}.frozen"
+            program.add(replace(whole, name=trained, type=whole.type.shaped(part), role=Role.TRAINED))
+            program.add(replace(whole, name=frozen, type=whole.type.shaped(rest)))
             program.weights[name] = Weight(name, weight.shape, frozen, trained, axis, tuple(index))
         if momentum:
-            program.add(Tensor(f"{trained}.velocity", program.tensors[trained].type, Role.STATE, source=name))
+            program.add(replace(program.tensors[trained], name=f"{trained}.velocity", role=Role.STATE))
+    gather(program)
 
 
 def add_updates(program: Program, backward: list[Call], gradients: dict[str, str]) -> None:
@@ -152,38 +157,41 @@ def _shape_partial_gradients(program: Program) -> None:
 
 
 def slice_early(program: Program) -> None:
-    """Where only some columns of a linear are trained, keep only those columns of its input, cut where it is made."""
+    """Where only some columns of a linear are trained, keep only those columns of its input, cut where it is made: once
+    for all the linears that want the same columns."""
+    cuts: dict[tuple[str, tuple[int, ...]], str] = {}
     for call in [c for c in program.calls if c.op == "linear_grad" and "x" in c.inputs]:
         weight = program.weights[call.inputs["w"]]
         if weight.axis != "cols":
             continue
         x = call.inputs["x"]
-        index = fresh(program, f"{weight.name}.columns")
-        program.add(Tensor(index, Type((len(weight.index),), INDEX), Role.CONSTANT, source=weight.name))
-        program.constants[index] = weight.index
-        made = producers(program).get(x)
-        at = program.position(made) + 1 if made else 0
-        whole = program.tensors[x].type
-        columns = whole.shaped((whole.shape[0], len(weight.index)))
-        cut = program.add(Tensor(fresh(program, f"{x}.columns"), columns, Role.ACTIVATION)).name
-        program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=call.where))
-        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cut}, attrs={**call.attrs, "x_sliced": 1}))
+        if (x, weight.index) not in cuts:
+            cuts[x, weight.index] = _cut_columns(program, x, weight, call.where)
+        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cuts[x, weight.index]},
+                                           attrs={**call.attrs, "x_sliced": 1}))
+
+
+def _cut_columns(program: Program, x: str, weight: Weight, where: str) -> str:
+    """The weight's trained columns of x, cut where x is made."""
+    index = fresh(program, f"{weight.name}.columns")
+    program.add(Tensor(index, Type((len(weight.index),), INDEX), Role.CONSTANT, source=weight.name))
+    program.constants[index] = weight.index
+    made = producers(program).get(x)
+    at = program.position(made) + 1 if made else 0
+    whole = program.tensors[x].type
+    columns = whole.shaped((whole.shape[0], len(weight.index)))
+    cut = program.add(Tensor(fresh(program, f"{x}.columns"), columns, Role.ACTIVATION)).name
+    program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=where))
+    return cut
 
 
 def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The initial value of every CONSTANT and TRAINED tensor, cut from the model's parameters."""
     values: dict[str, np.ndarray] = {}
-    for w in program.weights.values():
-        if w.axis:
-            whole = np.ascontiguousarray(parameters[w.name], np.float32).reshape(w.shape)
-            axis = 1 if w.axis == "cols" else 0
-            assert w.trained and w.frozen
-            values[w.trained] = np.take(whole, w.index, axis)
-            values[w.frozen] = np.take(whole, w.rest, axis)
     for t in program.tensors.values():
-        if t.name in values or t.role not in (Role.CONSTANT, Role.TRAINED):
-            continue
-        source = program.constants[t.name] if t.name in program.constants else parameters[t.name]
-        values[t.name] = t.type.array(source)
+        if t.name in program.constants:
+            values[t.name] = t.type.array(program.constants[t.name])
+        elif t.role in (Role.CONSTANT, Role.TRAINED):
+            whole = np.ascontiguousarray(parameters[t.source or t.name], np.float32)
+            values[t.name] = t.type.array(held(program, t, whole))
     return values
-

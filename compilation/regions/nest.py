@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements
+from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 
 
 class NoNestError(ValueError):
@@ -63,12 +64,13 @@ class Instance:
 
 @dataclass(eq=False)
 class Placed:
-    """A statement in its loops."""
+    """A statement in its loops. reads and writes: slot -> where the tensor stands."""
 
     statement: Statement
     block: Block
     reads: dict[str, Instance] = field(default_factory=dict)
     writes: dict[str, Instance] = field(default_factory=dict)
+    updates: bool = False       # its gradient is applied at once, and exists nowhere
 
     @property
     def path(self) -> Path:
@@ -94,71 +96,83 @@ class Builder:
         self.instances: dict[tuple[object, ...], list[Instance]] = {}
         self.slots: dict[str, Instance] = {}
         self.sums: dict[str, Instance] = {}
-        self.made_of: dict[str, set[str]] = {}
+        self._loops_of: dict[Statement, list[tuple[Label, int, bool]]] = {}
         self.ancestors: dict[str, set[str]] = {}
 
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
-        results = set(self.work.results)
-        updates = []
-        for s in self.work.all:
-            if not set(s.makes.values()) & results or set(s.makes.values()) & self.work.sums.keys():
-                continue
+        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
+        summed = []
+        for s in sorted(self._roots(), key=lambda s: id(s) in late):    # what changes weights comes last
             placed = self._root(s)
-            if s.update and any(label for label in self._summed_loops(placed)):
-                updates.append((s, placed))
-        for tensor in self.work.results:
-            if tensor in self.work.sums:
-                self._sum(tensor, ())
-        for s, placed in updates:
+            if s.update and not placed.updates:
+                summed.append((s, placed))
+        sums = [t for t in self.work.results if t in self.work.sums]
+        self._sums(sums, ())
+        for tensor in sums:
+            if (first := self.work.sums[tensor][0]).update:
+                summed.append((first, self.sums[tensor].writes[-1][0]))
+        for s, placed in summed:
             self._update(s, placed)
         return self
 
+    def _roots(self) -> list[Statement]:
+        """The statements that make a result; those that add to a sum are placed with it."""
+        results = set(self.work.results) - self.work.sums.keys()
+        return [s for s in self.work.all if set(s.makes.values()) & results]
+
     def loops_of(self, s: Statement) -> list[tuple[Label, int, bool]]:
         """The loops that a statement stands in, outermost first."""
-        labels = s.touches()
-        if "each" in self.schedule.choices:
-            labels += [x for x in self._shares(s) if x not in labels]
-        chosen = []
-        for label, step, tile in self.loops:
-            if label in labels and self._may_loop(s, label, step) and not (tile and not self._tiled(s, label)):
-                chosen.append((label, step, tile))
-        return chosen
+        if s not in self._loops_of:
+            own = s.touches()
+            labels = own + self._shares(s) if "each" in self.schedule.choices else own
+            self._loops_of[s] = [
+                (label, step, tile) for label, step, tile in self.loops if label in labels and self._may_loop(s, label)
+                and ((label in own and self._tiled(s, label)) or not (tile or (label.carried and label not in self.blocked)))]
+        return self._loops_of[s]
 
     def _tiled(self, s: Statement, label: Label) -> bool:
         """Of a label that is taken in blocks: whether the statement goes on in tiles of a block."""
-        return s.free(label) or (s.macs == 0 and not s.op.carried)
+        return s.free(label) or not (s.op.joint or s.op.carried)
 
-    def _may_loop(self, s: Statement, label: Label, step: int) -> bool:
+    def _may_loop(self, s: Statement, label: Label) -> bool:
         carried = {s.labels[i][0] for i in s.op.carried if i in s.labels}
         for slot, tensor in s.makes.items():
             if label in carried or any(a.label is label for a in s.along(slot)):
                 continue
             if slot not in s.op.adds:
                 return False
-            if s.op.slots[slot].sink and s.macs and "add" not in self.schedule.choices:
+            if s.op.slots[slot].sink and s.macs and not ("add" in self.schedule.choices and self._small(s, slot, label)):
                 return False
             if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
                     and not s.op.joint and self._outside(s, slot, label):
                 return False
         return True
 
+    def _small(self, s: Statement, slot: str, label: Label) -> bool:
+        """Whether a buffer for a gradient is smaller than what it is a product of, kept whole along the label."""
+        steps: dict[Label, int] = {}
+        for x, step, _ in self.loops:
+            steps[x] = step             # the tile's, where there are blocks
+        def elements(along: Iterable[Along], whole: Label | None) -> int:
+            return prod(a.size if a.label is None or a.label is whole or a.label not in steps
+                        else min(a.size, steps[a.label] * a.factor) for a in along)
+        operands = sum(elements(s.along(r), label) for r, t in s.reads.items() if r in s.sources or t in self.work.sums)
+        return elements(s.along(slot), None) < operands
+
     def _outside(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether the label's loop stands outside that of an axis of the result."""
         order = [x for x, _, _ in self.loops]
-        at = order.index(label)
-        return any(a.label in order[at + 1:] for a in s.along(slot))
+        return any(a.label in order and order.index(a.label) > order.index(label) for a in s.along(slot))
 
     def _shares(self, s: Statement) -> list[Label]:
         """Labels that what it reads is summed over, where it may take each share by itself: it is linear in it and adds."""
         found = []
         for slot, source in s.sources.items():
-            outputs = s.op.linear.get(slot, ())
-            if all(o in outputs and o in s.op.adds for o in s.makes):
+            if takes_shares(s.call, slot):
                 out = next(o for o, t in source.makes.items() if t == s.reads[slot])
                 axes = {a.label for a in source.along(out)}
-                found += [x for x in source.touches() if x not in axes and self._outside(source, out, x)
-                          and x in {y for y, _, _ in self.loops} and self._may_loop(source, x, 0)]
+                found += [x for x, _, _ in self.loops_of(source) if x not in axes and self._outside(source, out, x)]
         return found
 
     # -- placing -------------------------------------------------------------------------------------
@@ -173,13 +187,20 @@ class Builder:
         for slot in s.reads:
             placed.reads[slot] = self._require(s, slot, path[:path.index(block) + 1] if block in path else block.path, path)
         self._insert(block, placed, path)
-        for slot, tensor in s.makes.items():
+        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s) \
+            and not set(s.makes.values()) & self.work.sums.keys()
+        for slot, tensor in s.makes.items() if not placed.updates else ():
             instance = self._writes(s, slot, tensor, placed, (layouts or {}).get(slot, ROWS))
             placed.writes[slot] = instance
             instance.writes.append((placed, slot))
         for slot, instance in placed.reads.items():
             instance.reads.append((placed, slot))
         return placed
+
+    def _still_read(self, s: Statement) -> bool:
+        """Whether a vector is read in the region by other statements than its own gradient's."""
+        return s.op.slots[next(iter(s.makes))].kind == "vector" and any(
+            s.update in other.reads.values() for other in self.work.all if other is not s and not other.update)
 
     def _insert(self, block: Block, item: Block | Placed, path: Path) -> None:
         """At the end, but before the open loop of `path` that stands in it."""
@@ -196,19 +217,24 @@ class Builder:
         axes = {a.label for a in along}
         path: list[Block] = []
         for b in placed.path:
-            if b.label not in axes and b.label in s.touches() and not self._share_is_read(s, tensor, b):
+            if b.label not in axes and self.sums_over(s, b) and not self._share_is_read(s, tensor, b):
                 break
             path.append(b)
         instance = Instance(tensor, along, s.op.layout.get(slot, layout), tuple(path))
-        instance.shares = {b for b in placed.path if b.label not in axes and b.label in s.touches() and b in path}
+        instance.shares = {b for b in path if b.label not in axes and self.sums_over(s, b)}
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
+
+    def sums_over(self, s: Statement, block: Block) -> bool:
+        """Whether a loop is one of the statement's own: its tiles add up, where they are not tiles of the result."""
+        return any((x, tile) == (block.label, block.tile) for x, _, tile in self.loops_of(s))
 
     def _share_is_read(self, s: Statement, tensor: str, block: Block) -> bool:
         if "each" not in self.schedule.choices:
             return False
-        readers = [r for r in self.work.all if tensor in r.reads.values()]
-        return bool(readers) and all(block.label in [x for x, _, _ in self.loops_of(r)] for r in readers)
+        readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
+        return bool(readers) and all(takes_shares(r.call, slot) and block.label in [x for x, _, _ in self.loops_of(r)]
+                                     for r, slot in readers)
 
     @staticmethod
     def _key(tensor: str, along: Sequence[Along]) -> tuple[object, ...]:
@@ -250,7 +276,7 @@ class Builder:
                     if placed in behind and not self._again(instance):
                         return False
                     if block in placed.path and block.label not in {a.label for a in instance.along} \
-                            and block.label in placed.statement.touches() and block not in instance.shares:
+                            and self.sums_over(placed.statement, block) and block not in instance.shares:
                         return False
         for slot, tensor in s.reads.items():
             tiled = {a.label for a in s.along(slot)}
@@ -308,9 +334,19 @@ class Builder:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
         if native and want and native != want and not one:
+            if want == PANEL:
+                rows = self._known(tensor, along, path, ROWS, source) or self._make(s, slot, path, open_, ROWS)
+                return self._relaid(s, slot, rows, path, open_, want)
             return self._copy(s, slot, tensor, path, open_, want, source)
-        block, inside = self._below(source, path, open_)
+        return self._make(s, slot, path, open_, want)
+
+    def _make(self, s: Statement, slot: str, path: Path, open_: Path, want: str) -> Instance:
+        """What is read in a slot, made for it."""
+        tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
         out = next(o for o, t in source.makes.items() if t == tensor)
+        if not ("each" in self.schedule.choices and takes_shares(s.call, slot)):
+            path = self._complete(source, out, path)
+        block, inside = self._below(source, path, open_)
         self._place(source, block, inside, {out: want or ROWS})
         return self.instances[self._key(tensor, along)][-1]
 
@@ -359,6 +395,14 @@ class Builder:
         block = self._open(at, wanted[matched:], source, child)
         return block, open_ if block is at else block.path
 
+    def _complete(self, source: Statement, out: str, path: Path) -> Path:
+        """As many of these loops as the tensor may be made in so that it is complete, where it is read: none it is summed over."""
+        axes = {a.label for a in source.along(out)}
+        for n, block in enumerate(path):
+            if block.label not in axes and self.sums_over(source, block):
+                return path[:n]
+        return path
+
     def _copy(self, s: Statement, slot: str, tensor: str, path: Path, open_: Path, want: str,
               source: Statement | None) -> Instance:
         """The tensor in another layout, copied tile by tile where it is made (a slot of the region: where it is read)."""
@@ -387,36 +431,46 @@ class Builder:
         return instance
 
     def _relaid(self, s: Statement, slot: str, found: Instance, path: Path, open_: Path, want: str) -> Instance:
-        """A sum in another layout."""
-        copy = _copier(found.tensor, s.along(slot), s)
+        """What is there in another layout, copied where it is read."""
+        mine = {b.label for b in path}
+        along = tuple(a if a.label in mine else Along(None, a.factor, a.size) for a in s.along(slot))
+        copy = _copier(found.tensor, along, s)
         block, inside = self._below(copy, path, open_)
         placed = Placed(copy, block, {"x": found})
         found.reads.append((placed, "x"))
         self._insert(block, placed, inside)
         instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
         placed.writes["y"] = instance
+        self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance
 
     # -- sums and updates --------------------------------------------------------------------------------
     def _sum(self, tensor: str, open_: Path) -> Instance:
-        """The tensor that several statements add to, filled with zeros and complete."""
-        if tensor in self.sums:
-            return self.sums[tensor]
-        terms = self.work.sums[tensor]
-        slot = next(o for o, t in terms[0].makes.items() if t == tensor)
-        along = tuple(Along(None, a.factor, a.size) for a in terms[0].along(slot))
-        instance = self.slot(tensor, along) if tensor in self.work.results else Instance(tensor, along, ROWS, ())
-        self.sums[tensor] = instance
-        filler = _filler(tensor, along, terms[0])
-        placed = Placed(filler, self.root)
-        placed.writes["y"] = instance
-        instance.writes.append((placed, "y"))
-        self._insert(self.root, placed, open_)
+        """The tensor that several statements add to, complete."""
+        self._sums([tensor], open_)
+        return self.sums[tensor]
+
+    def _sums(self, tensors: Sequence[str], open_: Path) -> None:
+        """Tensors that several statements add to, filled with zeros and complete; the first terms of all, then the second."""
+        new = [t for t in tensors if t not in self.sums]
+        for tensor in new:
+            term = self.work.sums[tensor][0]
+            slot = next(o for o, t in term.makes.items() if t == tensor)
+            along = tuple(Along(None, a.factor, a.size) for a in term.along(slot))
+            outside = tensor in self.work.results and not term.update
+            self.sums[tensor] = self.slot(tensor, along) if outside else Instance(tensor, along, ROWS, ())
         child = open_[0] if open_ else None
-        for term in terms:
-            block = self._open(self.root, self.loops_of(term), term, child)
-            self._place(term, block, block.path if not open_ else (*block.path,) if block not in open_ else open_)
-        return instance
+        terms = {tensor: self.work.sums[tensor] for tensor in new}
+        for n in range(max(map(len, terms.values()), default=0)):
+            for term in (ts[n] for ts in terms.values() if n < len(ts)):
+                self._place(term, self._open(self.root, self.loops_of(term), term, child))
+        for tensor, ts in terms.items():
+            filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
+            filled.writes["y"] = self.sums[tensor]
+            self.sums[tensor].writes.insert(0, (filled, "y"))
+            first = next(i for i, item in enumerate(self.root.items)
+                         if any(tensor in p.statement.makes.values() for p in _placed(item)))
+            self.root.items.insert(first, filled)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
         """Of an update: the loops that its gradient is summed over."""
@@ -429,9 +483,10 @@ class Builder:
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
         block = self._open(self.root, self.loops_of(update), update, None)
-        placed = Placed(update, block, {"g": instance})
+        read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
+        placed = Placed(update, block, {read: instance}, updates=True)
         block.items.append(placed)
-        instance.reads.append((placed, "g"))
+        instance.reads.append((placed, read))
 
 
 def _placed(item: Block | Placed) -> Iterator[Placed]:
@@ -454,6 +509,7 @@ def _plain(op: str, slot_axes: dict[str, tuple[Along, ...]], where: Statement, r
     """A statement of an operation whose slots all have the axes given, by position."""
     operation = REGISTRY[op]
     axes = next(iter(slot_axes.values()))
+    axes = (Along(None, 1, 1),) * (2 - len(axes)) + axes        # a vector is one row
     shape = tuple(a.size for a in axes)
     site = Site({s: shape for s in (*reads, *makes)}, operation.defaults(), frozenset(makes))
     s = Statement(operation, Call(op, reads, makes, operation.defaults(), where=where.call.where), reads, makes, site)
@@ -472,6 +528,21 @@ def _filler(tensor: str, along: tuple[Along, ...], where: Statement) -> Statemen
 
 
 def _updater(s: Statement, slot: str) -> Statement:
+    if s.op.slots[slot].kind == "matrix":
+        return _applier(s, slot)
     update = _plain("sgd", {"g": s.along(slot)}, s, {"g": s.makes[slot]}, {})
     update.update = s.update
     return update
+
+
+def _applier(s: Statement, slot: str) -> Statement:
+    """Applies a buffer with the gradient of (the trained part of) a weight's window."""
+    op = REGISTRY["apply"]
+    weight = slot.removeprefix("d_")
+    reads = {"w": s.update, "d_w": s.makes[slot]}
+    site = Site({"w": s.site.shapes[weight]}, {}, frozenset(), {"w": s.site.parts[weight]} if weight in s.site.parts else {})
+    applied = Statement(op, Call(op.name, reads, {}, where=s.call.where), reads, {}, site, update=s.update)
+    for axis, along in zip(op.axes("w"), s.along(slot), strict=True):
+        if along.label is not None:
+            applied.labels[axis.index] = (along.label, along.factor)
+    return applied

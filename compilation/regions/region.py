@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from compilation.ops import REGISTRY
-from compilation.ops.base import Arrays, Op, Sample, Site, Slot
+from compilation.ops.base import Arrays, Op, Site, Slot
 from compilation.program import Program, Role
+from compilation.regions import plan
+from compilation.regions.loops import Nest
 from compilation.types import Type
 
 PREFIX = "region."
@@ -26,7 +25,7 @@ class Region(Op):
     and results `d_<slot>`; a call asks for some of them.
     """
 
-    attrs = {"schedule": (str, "")}  # type: ignore[dict-item]
+    attrs = {"schedule": (str, "")}
     schedule = ("schedule",)
 
     def __init__(self, definition: Program, results: tuple[str, ...], gradient: Region | None = None) -> None:
@@ -77,6 +76,26 @@ class Region(Op):
         made = {r: self.definition.tensors[r].type for r in self.results}
         return {r: t.shaped(site.part(r.removeprefix("d_"))) if r.removeprefix("d_") in site.parts else t
                 for r, t in made.items()}
+
+    # what it costs -----------------------------------------------------------------------------------------
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
+        return [({"schedule": o.schedule}, o.scratch) for o in plan.space(self, site).options]
+
+    def macs(self, site: Site) -> int:
+        return plan.layout(self, site).macs
+
+    def scratch(self, site: Site) -> int:
+        return plan.nest(self, site).scratch
+
+    def may_alias(self, site: Site) -> dict[str, str]:
+        return dict(plan.space(self, site).over)
+
+    def dims(self, site: Site) -> dict[str, int]:
+        return {}
+
+    def nest(self, site: Site) -> Nest:
+        """The loops of a call under its schedule, every tensor in its place."""
+        return plan.nest(self, site)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         values = dict(inputs)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
 from compilation.program import Call, Program
+from compilation.regions.loops import PANEL
 from compilation.types import Type
 
 ADD = "add"     # the operation whose gradient is its input: n-ary sums are chains of it
@@ -22,12 +24,17 @@ ADD = "add"     # the operation whose gradient is its input: n-ary sums are chai
 
 @dataclass(eq=False)
 class Label:
-    """An index of the region. size: elements; whole: it cannot be tiled; limit: most elements of a tile."""
+    """An index of the region. size: elements; whole: it is not tiled; limit: most elements of a tile.
+
+    carried: some operation carries a state from tile to tile of it. What such operations make together with it is made in
+    blocks of it, larger than the tiles that others take.
+    """
 
     name: str
     size: int
     whole: bool = False
     limit: int = 0
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,21 @@ class Statement:
     sources: dict[str, Statement] = field(default_factory=dict)
     labels: dict[str, tuple[Label, int]] = field(default_factory=dict)
     update: str = ""
+    _along: dict[str, tuple[Along, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Index -> elements."""
+        return self.op.bind(self.site)
 
     def along(self, slot: str) -> tuple[Along, ...]:
         """The axes of a slot by label."""
-        sizes = self.op.bind(self.site)
+        if slot not in self._along:
+            self._along[slot] = self._axes(slot)
+        return self._along[slot]
+
+    def _axes(self, slot: str) -> tuple[Along, ...]:
+        sizes = self.sizes
         found = []
         for axis in self.op.axes(slot):
             inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
@@ -69,6 +87,11 @@ class Statement:
                 found.append(Along(None if label.whole else label, inner * factor, size))
             else:
                 found.append(Along(None, 1, size))
+        weight = slot.removeprefix("d_")
+        if weight != slot and weight in self.site.parts:        # of a weight's gradient there is the trained part only
+            axis, trained = self.site.parts[weight]
+            at = int(axis == "cols")
+            found[at] = Along(found[at].label, found[at].factor, trained)
         return tuple(found)
 
     def free(self, label: Label) -> bool:
@@ -79,7 +102,7 @@ class Statement:
         """The labels of its indices that may be tiled."""
         return list(dict.fromkeys(label for label, _ in self.labels.values() if not label.whole))
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates on whole tensors."""
         return self.op.macs(self.site)
@@ -111,10 +134,29 @@ def normal_calls(definition: Program, results: Iterable[str], split: bool) -> li
 
     split: operations whose outputs are made together are split, too, by the axes of their outputs.
     """
-    calls = needed(definition.calls, set(results))
-    calls = [c for call in calls for c in with_before(call)]
-    calls = remade(calls)
-    return needed([c for call in calls for c in apart(call, split)], set(results))
+    wanted = set(results)
+    calls = [c for call in needed(definition.calls, wanted) for c in with_before(call)]
+    calls = needed([c for call in calls for c in apart(call, split)], wanted)
+    return in_order(needed(remade(calls), wanted))
+
+
+def in_order(calls: list[Call]) -> list[Call]:
+    """The calls, each behind those that it reads from, otherwise as they were."""
+    made = {t: c for c in calls for t in c.outputs.values()}
+    out: list[Call] = []
+    done: set[int] = set()
+
+    def put(call: Call) -> None:
+        if id(call) not in done:
+            done.add(id(call))
+            for t in call.inputs.values():
+                if t in made:
+                    put(made[t])
+            out.append(call)
+
+    for call in calls:
+        put(call)
+    return out
 
 
 def needed(calls: Iterable[Call], wanted: set[str]) -> list[Call]:
@@ -146,7 +188,7 @@ def _read_for(call: Call, outputs: set[str]) -> dict[str, str]:
 def with_before(call: Call) -> list[Call]:
     """The call behind the one that makes the inputs it lacks."""
     op = REGISTRY[call.op]
-    if op.before is None:
+    if op.before is None or any(s.name in call.inputs for s in REGISTRY[op.before].outputs):
         return [call]
     first = REGISTRY[op.before]
     stem = next(iter(call.outputs.values()))
@@ -161,6 +203,9 @@ def remade(calls: list[Call]) -> list[Call]:
     out = list(calls)
     for call in calls:
         op = REGISTRY[call.op]
+        if any(set(op.free(g)) != set(op.free(s)) for g in op.remakes for s in call.outputs) \
+                and any(c is not call and c.op == call.op and c.inputs == call.inputs for c in calls):
+            continue                        # it was split, and another part has the same axes
         forward = next((f for f in out if REGISTRY[f.op].gradient == op.name and all(
             call.inputs.get(s) == t for s, t in f.inputs.items())), None) if op.remakes else None
         if forward is not None and not ancestors(out, call) & set(forward.outputs.values()):
@@ -186,7 +231,8 @@ def apart(call: Call, split: bool) -> list[Call]:
     """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same axes."""
     op = REGISTRY[call.op]
     groups: dict[object, dict[str, str]] = {}
-    for slot, tensor in call.outputs.items():
+    sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
+    for slot, tensor in sinks_first:
         key: object = slot if not op.joint else frozenset(op.free(slot)) if split else 0
         groups.setdefault(key, {})[slot] = tensor
     return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
@@ -198,7 +244,7 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
 
     updates: the results that are gradients of a parameter and applied to it at once.
     """
-    calls = normal_calls(definition, results, split)
+    calls = _with_copies(normal_calls(definition, results, split), results)
     types = {n: t.type for n, t in definition.tensors.items()}
     sums, calls = _merge_sums(calls, set(results))
     plain = [_statement(c, types, parts) for c in calls]
@@ -233,6 +279,22 @@ def _made(op: Op, site: Site, slot: str) -> Type:
     return inferred[slot] if slot in inferred else Type(op.line.shape(slot, op.bind(site)))
 
 
+def _with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
+    """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own."""
+    read = {t for c in calls for t in c.inputs.values()}
+    names: dict[str, str] = {}
+    copies = []
+    for c in calls:
+        op = REGISTRY[c.op]
+        for slot, t in c.outputs.items():
+            if t in results and not op.slots[slot].sink and (t in read or op.layout.get(slot) == PANEL):
+                names[t] = f"{t}.inner"
+                copies.append(Call("copy", {"x": names[t]}, {"y": t}, where=c.where))
+    renamed = [replace(c, inputs={s: names.get(t, t) for s, t in c.inputs.items()},
+                       outputs={s: names.get(t, t) for s, t in c.outputs.items()}) for c in calls]
+    return renamed + copies
+
+
 def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Call]], list[Call]]:
     """Additions whose operands are all made by calls that can add to what stands there become sums in one tensor."""
     made = {t: c for c in calls for t in c.outputs.values()}
@@ -261,16 +323,35 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
             root = call.outputs["y"]
             mark(call, root)
             merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
+    shared = {root for root in set(roots.values()) if root not in results
+              and all(takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == root)}
+    roots = {t: root for t, root in roots.items() if root not in shared or made[t].op != ADD}
     out, sums = [], {}
     for c in calls:
         if id(c) in merged:
             continue
-        parts = {roots[t] for t in c.outputs.values() if t in roots}
-        c = replace(c, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
+        terms = [t for t, root in roots.items() if root in shared and root in c.inputs.values()]
+        for term in terms:
+            slot = next(s for s, t in c.inputs.items() if t == roots[term])
+            each = replace(c, inputs={**c.inputs, slot: term})
+            out.append(each)
+            for t in c.outputs.values():
+                sums.setdefault(t, []).append(each)
+        if terms:
+            continue
+        parts = {roots[t] for t in c.outputs.values() if t in roots} - shared
+        c = replace(c, outputs={s: t if roots.get(t, t) in shared else roots.get(t, t) for s, t in c.outputs.items()})
         for root in parts:
             sums.setdefault(root, []).append(c)
         out.append(c)
     return sums, out
+
+
+def takes_shares(call: Call, slot: str) -> bool:
+    """Whether all that a call makes is linear in what it reads there, and can be summed: a linear map of a sum is the sum of
+    the maps."""
+    op = REGISTRY[call.op]
+    return all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
 
 
 def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: Statements) -> None:
@@ -341,7 +422,7 @@ def _label(work: Statements) -> list[Label]:
     sizes: dict[object, int] = {}
     limits: dict[object, int] = {}
     for s in work.all:
-        for index, size in s.op.bind(s.site).items():
+        for index, size in s.sizes.items():
             node = (id(s), index)
             sizes[node] = size
             if index in s.op.line.whole:
@@ -359,23 +440,30 @@ def _label(work: Statements) -> list[Label]:
     whole = {union.find(n)[0] for n in union.whole}
     labels: dict[object, Label] = {}
     taken: Counter[str] = Counter()
+    loudest: dict[Label, int] = {}
     for s in work.all:
-        for index in s.op.bind(s.site):
+        for index in s.sizes:
             root, factor = union.find((id(s), index))
             if root not in labels:
-                name = root[1]  # type: ignore[index]
-                taken[name] += 1
-                labels[root] = Label(name if taken[name] == 1 else f"{name}{taken[name]}", sizes[root], root in whole)
+                labels[root] = Label(root[1], sizes[root], root in whole or sizes[root] == 1)  # type: ignore[index]
             label = labels[root]
             s.labels[index] = (label, factor)
+            speaks = len(s.op.line.axes) * (factor == 1)        # the widest operation on it gives the name
+            if speaks > loudest.get(label, 0):
+                loudest[label], label.name = speaks, index
+            label.carried |= index in s.op.carried
             if (id(s), index) in limits:
                 limit = max(1, limits[(id(s), index)] // factor)
                 label.limit = min(label.limit or limit, limit)
-    return [x for x in labels.values() if not x.whole and x.size > 1]
+    tiled = [x for x in labels.values() if not x.whole]
+    for x in tiled:
+        taken[x.name] += 1
+        x.name += str(taken[x.name]) if taken[x.name] > 1 else ""
+    return tiled
 
 
 def _factors(s: Statement, slot: str) -> list[tuple[tuple[int, str], int] | None]:
     """Axis by axis: (node of its index, elements for each element of the index); None for a number."""
-    sizes = s.op.bind(s.site)
+    sizes = s.sizes
     return [((id(s), a.index), a.factor * (sizes[a.inner] if a.inner else 1)) if a.index else None
             for a in s.op.axes(slot)]

@@ -10,7 +10,7 @@ from typing import Any
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compilation.ops import REGISTRY
+from compilation.ops import REGISTRY, Site
 from compilation.passes.rewrite import fresh
 from compilation.program import Call, Program, Role, Tensor
 from compilation.tvm_adapter.keep import REAL, keep_call, rebuild_call, relax_type
@@ -160,11 +160,18 @@ class _Reader:
         op, args, attrs = read_call(expr)
         inputs = {s: self._value(a) for s, a in args.items()}
         inputs = {s: t for s, t in inputs.items() if t is not None}
-        gradients = attrs.pop("_gradients")
+        gradients = attrs.pop("_gradients", None)
         source = next((c for c in self.program.calls if self.program.has_op(c) and gradient_op(self.program.op(c)) is op
                        and all(inputs.get(s, t) == t for s, t in c.inputs.items())), None)
         where = source.where if source else ""
         outputs: dict[str, str] = {}
+        if gradients is None:           # an operation that makes no gradients by itself
+            shapes = {s: self.program.tensors[t].shape for s, t in inputs.items()}
+            stem = next(iter(inputs.values()))
+            where = where or next((w for t in inputs.values() if (w := self.places.get(t))), "")
+            outputs = {s: self._new(f"{stem}.{s if len(op.outputs) > 1 else op.name}", made.shape)
+                       for s, made in op.infer(Site(shapes, attrs)).items()}
+            gradients = {}
         for s, shape in gradients.items():
             outputs[f"d_{s}"] = self._new(f"d.{source.inputs[s]}" if source else f"d.{op.name}.{s}", tuple(shape))
         call = Call(op.name, inputs, outputs, {**op.defaults(), **attrs}, where=where)
@@ -172,13 +179,15 @@ class _Reader:
             self.program.regions[op.name] = op
         self.calls.append(call)
         self.places |= dict.fromkeys(outputs.values(), where)
-        return list(outputs.values())
+        return list(outputs.values()) if len(outputs) > 1 or op.outputs[0].name.startswith("d_") else outputs["y"]
 
     def _only_needed(self, needed: set[str]) -> list[Call]:
         """Drop outputs, inputs and calls that lead to no wanted gradient."""
         kept: list[Call] = []
         for c in reversed(self.calls):
             outputs = {s: t for s, t in c.outputs.items() if t in needed}
+            if outputs and not any(s.startswith("d_") for s in outputs):
+                outputs = dict(c.outputs)       # made together
             for t in set(c.outputs.values()) - set(outputs.values()):
                 del self.program.tensors[t]
             if not outputs:

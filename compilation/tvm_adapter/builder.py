@@ -16,7 +16,7 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call, Program, Role, Tensor
 from compilation.tvm_adapter.keep import dtype_of, keep_call, relax_type
-from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of, spelled
+from compilation.tvm_adapter.rearrange import REARRANGEMENTS, arrangement, shape_of, spelled
 from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
 from compilation.types import FROM_RELAX, Type
 
@@ -47,11 +47,13 @@ class ImageTensors:
 class Builder:
     """Emits calls and tensors. `where` is the module path of the layer being imported.
 
-    taken: names that belong to the model's parameters; a tensor of ours never gets one of them.
+    taken: names that belong to the model's parameters; a tensor of ours never gets one of them. leaves: everything is made
+    of operations on windows (attention of three tensors, products, windows of columns), for regions to be formed of.
     """
 
-    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
+    def __init__(self, name: str, taken: Collection[str] = (), leaves: bool = False) -> None:
         self.program = Program(name)
+        self.leaves = leaves
         self.producer: dict[str, Call] = {}     # tensor -> the call that makes it
         self.taken = frozenset(taken)
         self.where = ""
@@ -136,6 +138,42 @@ class Builder:
             return None
         return self._emit("take_row", {"x": value.base}, {"row": row})
 
+    def _pick_columns(self, value: View) -> str | None:
+        """A view that is a window of the columns of a (rows, features) tensor, in order -> columns."""
+        t = self.program.tensors[value.base]
+        if not self.leaves or len(t.shape) != 2 or not value.index.size or value.index.size % t.shape[0]:
+            return None
+        n, width = t.shape
+        flat = value.index.reshape(n, -1)
+        first, count = int(flat[0, 0]), flat.shape[1]
+        if not (flat == np.arange(n)[:, None] * width + first + np.arange(count)).all():
+            return None
+        return self._cut_columns(value.base, first, count)
+
+    def _cut_columns(self, tensor: str, first: int, count: int) -> str:
+        key = (tensor, first, count)
+        if key not in self.made:
+            self.made[key] = self._emit("columns", {"x": tensor}, {"first": first, "count": count},
+                                        hint=f"{tensor}[{first}:{first + count}]")
+        return self.made[key]
+
+    def _arranged(self, value: Any) -> View | None:
+        """An activation as an arrangement of all elements of a (rows, features) tensor, each once: of the tensor behind it
+        or of a window of that one's columns, cut out. None where it is something else."""
+        value = self._settle(value)
+        if not self.leaves or not isinstance(value, View) or value.parameter or value.base == self.image.pixels:
+            return None
+        shape = self.program.tensors[value.base].shape
+        if len(shape) != 2 or not value.index.size or value.index.size % shape[0]:
+            return None
+        (n, width), count = shape, value.index.size // shape[0]
+        first = int((value.index % width).min())
+        within = value.index // width * count + value.index % width - first
+        if count > width or (np.sort(within, axis=None) != np.arange(n * count)).any() \
+                or (value.index % width - first).max() >= count:
+            return None
+        return value if count == width else arrangement(self._cut_columns(value.base, first, count), (n, count), within)
+
     def _parameter(self, value: Any, shape: tuple[int, ...] | None = None) -> str | None:
         whole = isinstance(value, View) and value.parameter and value.plain \
             and value.index.size == math.prod(self.program.tensors[value.base].shape) \
@@ -201,8 +239,8 @@ class Builder:
                                             "expected: replace it by operations on single tensors")
         if value.covers(math.prod(self.program.tensors[value.base].shape)):
             return value.base
-        if not value.parameter and (row := self._pick_row(value)):
-            return row
+        if not value.parameter and (part := self._pick_row(value) or self._pick_columns(value)):
+            return part
         key = (value.base, value.index.shape, value.index.tobytes())
         if key not in self.made:
             assert value.moved is not None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 from tvm import relax
+
+from compilation.tvm_adapter.keep import relax_type
+from compilation.tvm_adapter.values import View, view_of
+from compilation.types import I32, Type
 
 
 def shape_of(expr: Any) -> tuple[int, ...]:
@@ -75,3 +81,33 @@ def spelled(call: relax.Call, source: Any, part: int | None) -> Any:
     if name in ("squeeze", "expand_dims", "flatten"):
         return relax.op.reshape(source, list(shape_of(call)))
     return relax.Call(call.op, [source, *call.args[1:]], call.attrs)
+
+
+def moved(view: View, rearranged: Callable[[Any], Any], index: np.ndarray) -> View:
+    """The view after a rearrangement, given as Relax writes it for a variable and as what it does to the source indices."""
+    variable = relax.Var("x", relax_type(Type(view.shape)))
+    return View(view.base, index, view.parameter, (rearranged(variable), view, None))
+
+
+def reshaped(view: View, shape: tuple[int, ...]) -> View:
+    """The same elements in the same order."""
+    return moved(view, lambda x: relax.op.reshape(x, list(shape)), view.index.reshape(shape))
+
+
+def arrangement(tensor: str, shape: tuple[int, int], index: np.ndarray) -> View:
+    """The elements of a whole (rows, features) tensor in the order of `index`: by a permutation of rows, groups of features
+    and features where it is one."""
+    whole, features = view_of(tensor, shape), index.shape[-1] if index.ndim else 1
+    for group in {features, shape[1]}:
+        if shape[1] % group:
+            continue
+        split = (shape[0], shape[1] // group, group)
+        grouped = reshaped(whole, split)
+        for axes in permutations(range(3)):
+            order = grouped.index.transpose(axes)
+            if (order.reshape(-1) == index.reshape(-1)).all():
+                return reshaped(moved(grouped, lambda x, axes=axes: relax.op.permute_dims(x, list(axes)), order),
+                                index.shape)
+    flat = reshaped(whole, (math.prod(shape),))
+    chosen = relax.const(index.reshape(-1).astype(I32.numpy))
+    return reshaped(moved(flat, lambda x: relax.op.take(x, chosen, 0), index.reshape(-1)), index.shape)

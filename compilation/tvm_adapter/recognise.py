@@ -16,7 +16,7 @@ from tvm import relax
 from compilation.errors import UnsupportedOperationError
 from compilation.tvm_adapter.builder import Builder, op_name
 from compilation.tvm_adapter.keep import REAL, relax_type
-from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
+from compilation.tvm_adapter.rearrange import REARRANGEMENTS, reshaped, shape_of
 from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
 from compilation.types import Type
 
@@ -24,8 +24,8 @@ from compilation.types import Type
 class Recogniser(Builder):
     """The handlers. `uses` counts how often each Relax variable is read; `bound` is what it stands for."""
 
-    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
-        super().__init__(name, taken)
+    def __init__(self, name: str, taken: Collection[str] = (), leaves: bool = False) -> None:
+        super().__init__(name, taken, leaves)
         self.uses: dict[Any, int] = {}
         self.bound: dict[Any, Any] = {}
         self.values: dict[Any, Value] = {}
@@ -53,7 +53,31 @@ class Recogniser(Builder):
                 and bool((w.index == np.arange(w.index.size).reshape(shape).T).all())
             if transposed and (rows := self._rows(x)) is not None:
                 return self._as(self._emit("linear", {"x": rows, "w": w.base}, hint=self.where), shape_of(call))
-        return self._gram_step(call, x, w)
+        return self._product(call, x, w) if self.leaves else self._gram_step(call, x, w)
+
+    def _product(self, call: relax.Call, a: Any, b: Any) -> Value | None:
+        """A product of two matrices, each as it is or transposed."""
+        shape = shape_of(call)
+        if math.prod(shape[:-2]) != 1 or (left := self._operand(a)) is None or (right := self._operand(b)) is None:
+            return None
+        op = {(False, False): "matmul", (True, False): "matmul_tn", (False, True): "matmul_nt"}.get((left[1], right[1]))
+        return self._as(self._emit(op, {"a": left[0], "b": right[0]}), shape) if op else None
+
+    def _operand(self, value: Any) -> tuple[str, bool] | None:
+        """The matrix behind a factor of a product, and whether the product takes it transposed."""
+        value = self._settle(value)
+        if not isinstance(value, View) or len(value.shape) < 2 or math.prod(value.shape[:-2]) != 1:
+            return None
+        rows, columns = value.shape[-2:]
+        turned = value.index.reshape(rows, columns).T
+        tensor = self.program.tensors[value.base]
+        if math.prod(tensor.shape) == value.index.size and value.base != self.image.pixels:
+            if value.plain:
+                return (value.base if tensor.shape == (rows, columns) else self._reshape(value.base, (rows, columns))), False
+            if (turned.reshape(-1) == np.arange(turned.size)).all():
+                return (value.base if tensor.shape == (columns, rows) else self._reshape(value.base, (columns, rows))), True
+        made = None if value.parameter else self._rows(value)
+        return (made, False) if made else None
 
     def _gram_step(self, call: relax.Call, x: Any, w: Any) -> Value | None:
         origin = (call, [x, w])
@@ -76,9 +100,7 @@ class Recogniser(Builder):
             if not math.isclose(factor * features, 1.0, rel_tol=1e-6):
                 y = self._emit("mul_const", {"x": y}, {"value": factor * features})
             return self._as(y, shape_of(call))
-        if (rows := self._rows(x)) is not None:
-            return self._as(self._emit("mul_const", {"x": rows}, {"value": factor}), shape_of(call))
-        return None
+        return self._unary("mul_const", call, x, {"value": factor})
 
     def divide(self, call: relax.Call, args: list[Value]) -> Value | None:
         if isinstance(args[1], Constant) and args[1].value.size == 1:
@@ -92,11 +114,13 @@ class Recogniser(Builder):
         if isinstance(s, Constant) and s.value.size == 1:
             return self._scaled(call, x, float(s.value))
         shape = shape_of(call)
-        if (name := self._vector(s, shape[-1] if shape else 0)) and isinstance(x,
-                                                                               View) and x.index.size == math.prod(shape) \
+        if (name := self._vector(s, shape[-1] if shape else 0)) and isinstance(x, View) \
+                and x.index.size == math.prod(shape) \
                 and (rows := self._rows(x)) is not None:
             return self._as(self._emit("scale", {"x": rows, "s": name}, hint=self.where), shape_of(call))
-        return None
+        activations = all(isinstance(v, View | Concat) and not getattr(v, "parameter", False) for v in (x, s))
+        same = activations and math.prod(x.shape) == math.prod(s.shape) == math.prod(shape)
+        return self._binary("mul", call, x, s) if self.leaves and same else None
 
     def add(self, call: relax.Call, args: list[Value]) -> Value | None:
         (a, b), (first, second) = args, call.args
@@ -121,12 +145,28 @@ class Recogniser(Builder):
             return None
         if not all(isinstance(v, View | Concat | GramProduct) and math.prod(v.shape) == math.prod(shape) for v in (a, b)):
             return None                      # one is spread over the other: not the registry's addition
+        return self._binary("add", call, a, b)
+
+    def _binary(self, op: str, call: relax.Call, a: Any, b: Any) -> Value | None:
+        """An operation on two activations, element by element; in their arrangement where they have the same."""
+        shape = shape_of(call)
+        one, two = self._arranged(a), self._arranged(b)
+        if one and two and one.shape == two.shape and not one.plain and (one.index == two.index).all():
+            return self._on(self._emit(op, {"a": one.base, "b": two.base}, hint=f"{self.where}.{op}"), one)
         left, right = self._rows(a), self._rows(b)
         if left is None or right is None:
             return None
         if self.program.tensors[left].shape != self.program.tensors[right].shape:
             right = self._reshape(right, self.program.tensors[left].shape)
-        return self._as(self._emit("add", {"a": left, "b": right}, hint=f"{self.where}.add"), shape)
+        return self._as(self._emit(op, {"a": left, "b": right}, hint=f"{self.where}.{op}"), shape)
+
+    def _unary(self, op: str, call: relax.Call, x: Any, attrs: dict[str, Any]) -> Value | None:
+        """An operation on an activation, element by element; in its arrangement, where it is one of a whole tensor."""
+        arranged = self._arranged(x)
+        if arranged and not arranged.plain:
+            return self._on(self._emit(op, {"x": arranged.base}, attrs), arranged)
+        rows = self._rows(x)
+        return None if rows is None else self._as(self._emit(op, {"x": rows}, attrs), shape_of(call))
 
     def _broadcasts_features(self, a: View, b: View, features: int) -> bool:
         """b, broadcast over a's arrangement, adds b[f] to every element of feature f."""
@@ -157,41 +197,75 @@ class Recogniser(Builder):
     def layer_norm(self, call: relax.Call, args: list[Value]) -> Value | None:
         features = shape_of(call)[-1]
         gamma, beta = self._vector(args[1], features), self._vector(args[2], features)
-        if [int(v) for v in call.attrs.axes] not in ([-1],
-                                                     [len(shape_of(call)) - 1]) or (rows := self._rows(args[0])) is None:
+        if [int(v) for v in call.attrs.axes] not in ([-1], [len(shape_of(call)) - 1]):
             return None
-        inputs = {"x": rows}
+        inputs: dict[str, str] = {}
         for slot, name, value in (("gamma", gamma, args[1]), ("beta", beta, args[2])):
             if name:
                 inputs[slot] = name
             elif not (isinstance(value, Constant) and (value.value == (1.0 if slot == "gamma" else 0.0)).all()):
                 return None
-        y = self._emit("layer_norm", inputs, {"eps": float(call.attrs.epsilon)}, hint=self.where)
-        return self._as(y, shape_of(call))
+        eps = float(call.attrs.epsilon)
+        if heads := self._by_heads(args[0]):
+            tensor, count, arranged = heads
+            return self._on(self._emit("layer_norm", {"x": tensor, **inputs}, {"eps": eps, "heads": count}, hint=self.where),
+                            arranged)
+        if (rows := self._rows(args[0])) is None:
+            return None
+        return self._as(self._emit("layer_norm", {"x": rows, **inputs}, {"eps": eps}, hint=self.where), shape_of(call))
 
-    def _activation(self, op: str, call: relax.Call, args: list[Value], attrs: dict[str, Any]) -> Value | None:
-        rows = self._rows(args[0])
-        return None if rows is None else self._as(self._emit(op, {"x": rows}, attrs), shape_of(call))
+    def _by_heads(self, value: Any) -> tuple[str, int, View] | None:
+        """An arrangement of (tokens, heads x features) whose last axis is one head's features: the tensor, the heads."""
+        arranged = self._arranged(value)
+        if arranged is None:
+            return None
+        width, features = self.program.tensors[arranged.base].shape[1], arranged.shape[-1]
+        rows = arranged.index.reshape(-1, features)
+        if width % features or (arranged.plain and width == features) or (rows[:, :1] % features).any() \
+                or (rows != rows[:, :1] + np.arange(features)).any():
+            return None
+        return arranged.base, width // features, arranged
 
     def gelu(self, call: relax.Call, args: list[Value]) -> Value | None:
-        return self._activation("gelu", call, args, {"tanh": 0})
+        return self._unary("gelu", call, args[0], {"tanh": 0})
 
     def gelu_tanh(self, call: relax.Call, args: list[Value]) -> Value | None:
-        return self._activation("gelu", call, args, {"tanh": 1})
+        return self._unary("gelu", call, args[0], {"tanh": 1})
 
     def relu(self, call: relax.Call, args: list[Value]) -> Value | None:
-        return self._activation("relu", call, args, {})
+        return self._unary("relu", call, args[0], {})
+
+    def activation(self, call: relax.Call, args: list[Value]) -> Value | None:
+        """Another activation function, by the name that Relax and the registry share."""
+        return self._unary(op_name(call).removeprefix("nn."), call, args[0], {}) if self.leaves else None
 
     def attention(self, call: relax.Call, args: list[Any]) -> Value | None:
-        """Self-attention on one packed (N, 3D) tensor: q, k, v each (1, N, heads, d) views of it. Others are spelled out."""
+        """Attention of (1, N, heads, d) views of any tensors (without `leaves`: of one packed (N, 3D) tensor). Others are
+        spelled out."""
         plain = len(args) == 3 and call.attrs.scale is None and call.attrs.causal_mask is None
         if not plain:
             raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as "
                                             "matmul, softmax, matmul")
-        if self._packed(*args):
-            o = self._emit("attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
+        if self.leaves and args[0].shape[0] == 1:
+            return self._separate(call, args)
+        if not self.leaves and self._packed(*args):
+            o = self._emit("packed_attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
             return self._as(o, shape_of(call))
         return self._spell(_attention, call, args)
+
+    def _separate(self, call: relax.Call, args: list[Any]) -> Value | None:
+        """Attention of three tensors (N, heads * d); a factor of the queries is its scale."""
+        made = []
+        for value in map(self._settle, args):
+            if not isinstance(value, View) or (rows := self._rows(reshaped(value, (value.shape[1], -1)))) is None:
+                return None
+            made.append(rows)
+        (_, _, heads, d), scale = args[0].shape, 0.0
+        while (factor := self.producer.get(made[0])) and factor.op == "mul_const":
+            scale = (scale or d ** -0.5) * factor.attrs["value"]
+            made[0] = factor.inputs["x"]
+        o = self._emit("attention", dict(zip("qkv", made, strict=True)), {"heads": heads, "scale": scale})
+        return self._as(o, shape_of(call))
 
     def _packed(self, q: Any, k: Any, v: Any) -> bool:
         if not all(isinstance(part, View) and not part.parameter and part.base == q.base for part in (q, k, v)):

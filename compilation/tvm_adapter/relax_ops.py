@@ -94,13 +94,18 @@ def _infer(call: relax.Call, _: Any) -> Any:
     op, args, attrs = read_call(call)
     if "_gradients" in attrs:
         return relax.TupleType([relax_type(Type(tuple(map(int, shape)))) for shape in attrs["_gradients"].values()])
-    shapes = {s: _shape(a) for s, a in args.items()}
-    made, = op.infer(Site(shapes, attrs)).values()
-    return relax_type(made)
+    made = [relax_type(t) for t in op.infer(_site(args, attrs)).values()]
+    return made[0] if len(made) == 1 else relax.TupleType(made)
+
+
+def _site(args: dict[str, Any], attrs: dict[str, Any]) -> Site:
+    return Site({s: _shape(a) for s, a in args.items()}, attrs)
 
 
 def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
     op, args, attrs = read_call(call)
+    if op.gradients:
+        return [builder.emit(_spelled(op.gradients[s], {**args, "dy": dy})) for s in args]
     rule = rule_of(op)
     if rule is None:
         raise GradientError(f"operation {op.name} has no gradient: freeze what lies below it, or give it one "
@@ -108,18 +113,24 @@ def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
     gives = {s: rule.gives[s] for s in args if s in rule.gives}
     made = {DY: dy}
     if rule.op is not None:
-        made |= _gradient_call(rule.op, args, attrs, dy, dict.fromkeys(gives.values()), builder)
+        made |= _gradient_call(op, rule.op, args, attrs, dy, dict.fromkeys(gives.values()), builder)
     return [made[gives[s]] if s in gives else relax.op.grad.no_grad(a) for s, a in args.items()]
 
 
-def _gradient_call(grad: Op, args: dict[str, Any], attrs: dict[str, Any], dy: Any, outputs: Iterable[str],
+def _gradient_call(forward: Op, grad: Op, args: dict[str, Any], attrs: dict[str, Any], dy: Any, outputs: Iterable[str],
                    builder: Any) -> dict[str, Any]:
     """Output -> its value, of one call of a gradient operation."""
     known = {s.name for s in grad.inputs}
     inputs = {s: a for s, a in {**args, DY: dy}.items() if s in known}
     kept = {k: v for k, v in attrs.items() if k in grad.attrs}
+    if grad.before:
+        first = REGISTRY[grad.before]
+        made = builder.emit(make_call(first, {s.name: inputs[s.name] for s in first.inputs}, kept))
+        inputs |= {s.name: builder.emit(relax.TupleGetItem(made, i)) for i, s in enumerate(first.outputs)}
     extra = {k: _shape(args["x"])[0] for k in ("n",) if k in grad.attrs and "x" in args}
     wanted = [o.removeprefix("d_") for o in outputs if o != DY]
+    sizes = forward.bind(_site(args, attrs))    # sizes of the forward operation that its gradient cannot see in shapes
+    extra |= {attr: sizes[n] for n, attr in grad.sized.items() if attr not in forward.attrs}
     gradients = {s: list(_shape(args[s])) for s in wanted}
     made = builder.emit(make_call(grad, inputs, {**kept, **extra, "_gradients": gradients}))
     return {f"d_{s}": builder.emit(relax.TupleGetItem(made, i)) for i, s in enumerate(wanted)}
@@ -128,6 +139,12 @@ def _gradient_call(grad: Op, args: dict[str, Any], attrs: dict[str, Any], dy: An
 def _pairing_gradient(_: Any, call: relax.Call, dloss: Any, builder: Any) -> list[Any]:
     """dy, with no multiplication by the gradient of the loss, which is 1."""
     return [call.args[1], relax.op.grad.no_grad(call.args[1])]
+
+
+def _spelled(gradient: tuple[str, ...], given: dict[str, Any]) -> relax.Call:
+    """(operation, its inputs by name) as a call."""
+    op = REGISTRY[gradient[0]]
+    return make_call(op, {s.name: given[n] for s, n in zip(op.inputs, gradient[1:], strict=True)}, op.defaults())
 
 
 # -- gradients of Relax's own operations ------------------------------------------------------------------

@@ -14,10 +14,11 @@ import numpy as np
 
 from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
+from compilation.pieces import trained_parts
 from compilation.program import VIEW, Program, Role, Tensor
 from compilation.types import F32, INDEX, LABEL, U8
 from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
-from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_of, part_value, weights_image
+from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_value, weights_image
 from runtime.codegen.place import put, require_ours
 from runtime.errors import CodegenError
 
@@ -122,13 +123,10 @@ class TrainedEntry:
 def trained_entries(program: Program, layout: Layout) -> list[TrainedEntry]:
     """Offsets and counts are in floats; rows and cols are the stored shape; index names the chosen columns or rows."""
     entries = []
-    for t in layout.trained:
-        rows, cols = int(np.prod(t.shape[:-1])) if len(t.shape) > 1 else 1, int(t.shape[-1]) if t.shape else 1
-        found, axis, index = part_of(program, t.name), "", ""
-        if found is not None and found[0].axis is not None:
-            axis, index = found[0].axis, layout.table(found[0].index, found[0].name)
-        offset = layout.places[t.name][1] // 4
-        entries.append(TrainedEntry(t.source or t.name, offset, t.bytes // 4, rows, cols, axis, index))
+    for part in trained_parts(program):
+        index = layout.table(part.index, part.parameter) if part.axis else ""
+        offset = layout.places[part.tensors[0].name][1] // 4
+        entries.append(TrainedEntry(part.parameter, offset, part.bytes // 4, *part.shape, part.axis or "", index))
     return entries
 
 

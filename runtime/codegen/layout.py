@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compilation.cost import FLASH_ALIGNMENT, SEAL_BYTES
-from compilation.program import ARENA_ROLES, Program, Role, Tensor, Weight
+from compilation.pieces import held, part_of
+from compilation.program import ARENA_ROLES, Program, Role, Tensor
 from compilation.types import INDEX
 from runtime.errors import CodegenError
 
@@ -94,29 +95,11 @@ def lay_out(program: Program) -> Layout:
     return out
 
 
-def part_of(program: Program, name: str) -> tuple[Weight, str] | None:
-    """The weight that this tensor is a part of, and which ("frozen" or "trained")."""
-    for weight in program.weights.values():
-        for part in ("frozen", "trained"):
-            if getattr(weight, part) == name:
-                return weight, part
-    return None
-
-
-def slice_part(weight: Weight, part: str, whole: np.ndarray) -> np.ndarray:
-    """The rows or columns of a whole matrix (any shape that flattens to (rows, cols)) that a part holds."""
-    matrix = whole.reshape(weight.shape)
-    if weight.axis is None:
-        return matrix
-    chosen = weight.index if part == "trained" else weight.rest
-    return np.take(matrix, chosen, 1 if weight.axis == "cols" else 0)
-
-
 def part_value(program: Program, tensor: Tensor, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """The value of a CONSTANT or initial TRAINED tensor, in its dtype and shape.
 
     `values` is looked up by tensor name, then by source (the PyTorch parameter), then by weight name; a whole matrix
-    is cut to the part that the tensor holds. Raises CodegenError when there is none or it does not fit.
+    is cut to the piece and part that the tensor holds. Raises CodegenError when there is none or it does not fit.
     """
     found = part_of(program, tensor.name)
     keys = [tensor.name, tensor.source, *([found[0].name] if found else [])]
@@ -124,12 +107,10 @@ def part_value(program: Program, tensor: Tensor, values: Mapping[str, np.ndarray
     if key is None:
         raise CodegenError(f"no value for {tensor.role.value} tensor {tensor.name} {tensor.shape} (source "
                            f"{tensor.source or 'unknown'}): give one under the tensor's or the parameter's name")
-    value = np.asarray(values[key])
-    want = int(np.prod(tensor.shape))
-    if value.size != want and found is not None and value.size == int(np.prod(found[0].shape)):
-        value = slice_part(*found, value)
-    if value.size != want:
-        raise CodegenError(f"value {key} has shape {value.shape}, tensor {tensor.name} needs {tensor.shape}")
+    whole = np.asarray(values[key])
+    value = held(program, tensor, whole)
+    if value.size != tensor.type.count:
+        raise CodegenError(f"value {key} has shape {whole.shape}, tensor {tensor.name} needs {tensor.shape}")
     return tensor.type.array(value)
 
 

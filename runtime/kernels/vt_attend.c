@@ -11,38 +11,38 @@ VT_INLINE void vt_raise(float *m, float *corr, const float *st, int32_t n, int32
 }
 
 void vt_attend(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv, int32_t nk,
-               const float *qt, int32_t T, int32_t d, float *m, float *l, float *ot, float *st) {
+               const float *qt, int32_t T, int32_t d, int32_t e, float *m, float *l, float *ot, ptrdiff_t ldo, float *st) {
     int32_t j0, n, j, t, c;
-    float corr[16];
+    float corr[VT_QUERIES];
     for (j0 = 0; j0 < nk; j0 += n) {
         n = nk - j0 > VT_KEYS ? VT_KEYS : nk - j0;
         vt_fill(st, n * T, 0.0f);
         vt_dense(s, st, T, n, T, d, K + j0 * ldk, ldk, 1, qt, T);
         vt_raise(m, corr, st, n, T);
         for (t = 0; t < T; t++) l[t] = l[t] * corr[t];
-        for (c = 0; c < d; c++)
-            for (t = 0; t < T; t++) ot[c * T + t] = ot[c * T + t] * corr[t];
+        for (c = 0; c < e; c++)
+            for (t = 0; t < T; t++) ot[c * ldo + t] = ot[c * ldo + t] * corr[t];
         for (j = 0; j < n; j++)
             for (t = 0; t < T; t++) {
                 const float p = vt_expf(st[j * T + t] - m[t]);
                 st[j * T + t] = p;
                 l[t] += p;
             }
-        vt_dense(s, ot, T, d, T, n, V + j0 * ldv, 1, ldv, st, T);
+        vt_dense(s, ot, ldo, e, T, n, V + j0 * ldv, 1, ldv, st, T);
     }
 }
 
 void vt_attend_measure(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv,
-                       int32_t nk, const float *qt, const float *gt, int32_t T, int32_t d, float *m,
-                       float *l, float *delta, float *st, float *pt) {
+                       int32_t nk, const float *qt, const float *gt, ptrdiff_t ldg, int32_t T, int32_t d, int32_t e,
+                       float *m, float *l, float *delta, float *st, float *pt) {
     int32_t j0, n, j, t;
-    float corr[16];
+    float corr[VT_QUERIES];
     for (j0 = 0; j0 < nk; j0 += n) {
         n = nk - j0 > VT_KEYS ? VT_KEYS : nk - j0;
         vt_fill(st, n * T, 0.0f);
         vt_fill(pt, n * T, 0.0f);
         vt_dense(s, st, T, n, T, d, K + j0 * ldk, ldk, 1, qt, T);
-        vt_dense(s, pt, T, n, T, d, V + j0 * ldv, ldv, 1, gt, T);
+        vt_dense(s, pt, T, n, T, e, V + j0 * ldv, ldv, 1, gt, ldg);
         vt_raise(m, corr, st, n, T);
         for (t = 0; t < T; t++) {
             l[t] = l[t] * corr[t];
@@ -58,26 +58,31 @@ void vt_attend_measure(const vt_step *s, const float *K, ptrdiff_t ldk, const fl
 }
 
 void vt_attend_backward(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv,
-                        int32_t nk, const vt_queries *u, int32_t T, int32_t d, float *dK, ptrdiff_t lddk,
+                        int32_t nk, const vt_queries *u, int32_t T, int32_t d, int32_t e, float *dK, ptrdiff_t lddk,
                         float *dV, ptrdiff_t lddv, float *st, float *pt) {
+    const int slopes = dK || u->dq;
     int32_t j0, n, j, t;
     for (j0 = 0; j0 < nk; j0 += n) {
         n = nk - j0 > VT_KEYS ? VT_KEYS : nk - j0;
         vt_fill(st, n * T, 0.0f);
-        vt_fill(pt, n * T, 0.0f);
         vt_dense(s, st, T, n, T, d, K + j0 * ldk, ldk, 1, u->qt, T);
-        vt_dense(s, pt, T, n, T, d, V + j0 * ldv, ldv, 1, u->gt, T);
+        if (slopes) {
+            vt_fill(pt, n * T, 0.0f);
+            vt_dense(s, pt, T, n, T, e, V + j0 * ldv, ldv, 1, u->gt, T);
+        }
         for (j = 0; j < n; j++)
             for (t = 0; t < T; t++) {
                 const float p = vt_expf(st[j * T + t] - u->m[t]) * u->l[t];
                 st[j * T + t] = p;
-                pt[j * T + t] = p * (pt[j * T + t] - u->delta[t]);
+                if (slopes) pt[j * T + t] = p * (pt[j * T + t] - u->delta[t]);
             }
-        if (dK) {
-            vt_dense(s, dV + j0 * lddv, lddv, n, d, T, st, T, 1, u->g, u->ldg);
-            vt_dense(s, dK + j0 * lddk, lddk, n, d, T, pt, T, 1, u->q, u->ldq);
+        if (dV) vt_dense(s, dV + j0 * lddv, lddv, n, e, T, st, T, 1, u->g, u->ldg);
+        if (dK) vt_dense(s, dK + j0 * lddk, lddk, n, d, T, pt, T, 1, u->q, u->ldq);
+        if (u->dq) {
+            if (u->scale != 1.0f)
+                for (j = 0; j < n * T; j++) pt[j] = pt[j] * u->scale;
+            vt_dense(s, u->dq, u->lddq, T, d, n, pt, 1, T, K + j0 * ldk, ldk);
         }
-        if (u->dq) vt_dense(s, u->dq, u->lddq, T, d, n, pt, 1, T, K + j0 * ldk, ldk);
-        if (u->o) vt_dense(s, u->o, u->ldo, T, d, n, st, 1, T, V + j0 * ldv, ldv);
+        if (u->o) vt_dense(s, u->o, u->ldo, T, e, n, st, 1, T, V + j0 * ldv, ldv);
     }
 }

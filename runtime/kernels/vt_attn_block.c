@@ -77,7 +77,7 @@ static void vt_panel_attend(const vt_step *s, const float *K, const float *V, pt
     } else {
         vt_rows_to_panel(ot, T, y, width, d);
     }
-    vt_attend(s, K, ld, V, ld, nk, qt, T, d, m, l, ot, st);
+    vt_attend(s, K, ld, V, ld, nk, qt, T, d, d, m, l, ot, T, st);
     for (c = 0; last && c < d; c++)
         for (t = 0; t < T; t++) ot[c * T + t] = ot[c * T + t] / l[t];
     vt_panel_to_rows(y, width, ot, T, d);
@@ -282,13 +282,13 @@ static void vt_head_panel_backward(const vt_attn_block_grad_args *a, const vt_st
     const int queries = of & VT_OF_QUERIES;
     float *dq = !queries ? NULL : w->keep_dq ? w->dq + (ptrdiff_t)n0 * d : w->dq;
     float *o = !queries || !w->need_o ? NULL : w->spare ? w->o + (ptrdiff_t)n0 * d : w->o;
-    const vt_queries u = {w->qt, w->gt, w->q, w->gr, d, d, m, l, delta, dq, d, o, d};
+    const vt_queries u = {w->qt, w->gt, w->q, w->gr, d, d, m, l, delta, dq, d, 1.0f, o, d};
     const int32_t r = w->qkv.r, rp = w->proj.r;
     int32_t i, t, c;
     if (dq) vt_fill(dq, d * T, 0.0f);
     if (o) vt_fill(o, d * T, 0.0f);
-    vt_attend_backward(s, w->K, d, w->V, d, nk, &u, T, d, of & VT_OF_KEYS ? w->dK : NULL, d, w->dV, d, w->st,
-                       w->pt);
+    vt_attend_backward(s, w->K, d, w->V, d, nk, &u, T, d, d, of & VT_OF_KEYS ? w->dK : NULL, d,
+                       of & VT_OF_KEYS ? w->dV : NULL, d, w->st, w->pt);
     if (!queries) return;
     for (i = 0; i < d * T; i++) dq[i] = dq[i] * scale;
     if (w->need_norm)
@@ -335,7 +335,7 @@ static void vt_head_panels(const vt_attn_block_grad_args *a, const vt_step *s, c
             vt_fill(m, T, vt_minus_infinity());
             vt_fill(l, T, 0.0f);
             vt_fill(delta, T, 0.0f);
-            vt_attend_measure(s, w->K, d, w->V, d, n, w->qt, w->gt, T, d, m, l, delta, w->st, w->pt);
+            vt_attend_measure(s, w->K, d, w->V, d, n, w->qt, w->gt, T, T, d, d, m, l, delta, w->st, w->pt);
             vt_attend_measured(l, delta, T);
         }
         vt_head_panel_backward(a, s, w, h, n0, T, nk, m, l, delta, of, dln, dls);
@@ -434,8 +434,8 @@ static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_ste
                 for (n0 = 0; n0 < n; n0 += T) {
                     T = vt_width(n - n0, a->rows);
                     vt_load_head_panel(a, s, &src, &w, h, n0, T);
-                    vt_attend_measure(s, w.K, d, V, d, k1 - k0, w.qt, w.gt, T, d, w.m + n0, w.l + n0, w.delta + n0,
-                                      w.st, w.pt);
+                    vt_attend_measure(s, w.K, d, V, d, k1 - k0, w.qt, w.gt, T, T, d, d, w.m + n0, w.l + n0,
+                                      w.delta + n0, w.st, w.pt);
                 }
             }
             vt_attend_measured(w.l, w.delta, n);

@@ -1,40 +1,52 @@
 #include "vt_layer_norm.h"
 #include "vt_gradient.h"
 
-/* y = (x - mean) / sqrt(var + eps) * gamma + beta, each row by itself. In place allowed. No scratch. */
+/* y = (x - mean) / sqrt(var + eps) * gamma + beta, each piece of d by itself. In place allowed. No scratch. */
 void vt_layer_norm(const vt_layer_norm_args *a, const vt_step *s) {
-    int32_t i;
+    int32_t i, j, c;
     (void)s;
-    for (i = 0; i < a->n; i++) {
-        const ptrdiff_t at = (ptrdiff_t)i * a->d;
-        float mean, rstd;
-        const vt_norm nm = {&mean, &rstd, a->gamma, a->beta};
-        vt_statistics(&mean, &rstd, a->x + at, 1, a->d, a->eps);
-        vt_load_rows(a->y + at, a->d, a->x + at, a->d, 0, 1, &nm);
-    }
+    for (i = 0; i < a->n; i++)
+        for (j = 0; j < a->h; j++) {
+            const ptrdiff_t c0 = (ptrdiff_t)j * a->d;
+            const float *x = a->x.at + (ptrdiff_t)i * a->x.row + c0;
+            float *y = a->y.at + (ptrdiff_t)i * a->y.row + c0 * a->y.col;
+            float mean, rstd;
+            const vt_norm nm = {&mean, &rstd, a->gamma, a->beta};
+            vt_statistics(&mean, &rstd, x, 1, a->d, a->eps);
+            if (a->y.col == 1) vt_load_rows(y, a->d, x, a->d, 0, 1, &nm);
+            else
+                for (c = 0; c < a->d; c++)
+                    y[(ptrdiff_t)c * a->y.col] = vt_normed(x[c], mean, rstd, a->gamma, a->beta, c);
+        }
 }
 
-/* Gradients of layer_norm; mean and rstd are recomputed from x. d_x may be in place on dy. */
+/* Gradients of layer_norm; mean and rstd are recomputed from x. The sums for d_gamma and d_beta go over rows and, within
+ * a row, over its pieces, in ascending order. d_x may be in place on dy. */
 void vt_layer_norm_grad(const vt_layer_norm_grad_args *a, const vt_step *s) {
     const int want_gamma = vt_wanted(&a->d_gamma), want_beta = vt_wanted(&a->d_beta);
     float *gamma = (float *)a->scratch, *beta = gamma + (want_gamma ? a->d : 0);
-    int32_t i, c;
+    int32_t i, j, c;
     if (want_gamma) vt_fill(gamma, a->d, 0.0f);
     if (want_beta) vt_fill(beta, a->d, 0.0f);
-    for (i = 0; i < a->n; i++) {
-        const float *x = a->x + (ptrdiff_t)i * a->d, *dy = a->dy + (ptrdiff_t)i * a->d;
-        float mean, rstd;
-        vt_statistics(&mean, &rstd, x, 1, a->d, a->eps);
-        if (want_gamma)
-            for (c = 0; c < a->d; c++) gamma[c] = VT_FMA(dy[c], (x[c] - mean) * rstd, gamma[c]);
-        if (want_beta)
-            for (c = 0; c < a->d; c++) beta[c] += dy[c];
-        if (a->d_x) {
-            float *dx = a->d_x + (ptrdiff_t)i * a->d;
-            for (c = 0; c < a->d; c++) dx[c] = a->gamma ? dy[c] * a->gamma[c] : dy[c];
-            vt_norm_backward(dx, dx, x, NULL, a->d, mean, rstd);
+    for (i = 0; i < a->n; i++)
+        for (j = 0; j < a->h; j++) {
+            const ptrdiff_t c0 = (ptrdiff_t)j * a->d;
+            const float *dy = a->dy.at + (ptrdiff_t)i * a->dy.row + c0, *x = a->x.at;
+            float mean = 0.0f, rstd = 0.0f;
+            if (want_gamma || a->d_x.at) {
+                x += (ptrdiff_t)i * a->x.row + c0;
+                vt_statistics(&mean, &rstd, x, 1, a->d, a->eps);
+            }
+            if (want_gamma)
+                for (c = 0; c < a->d; c++) gamma[c] = VT_FMA(dy[c], (x[c] - mean) * rstd, gamma[c]);
+            if (want_beta)
+                for (c = 0; c < a->d; c++) beta[c] += dy[c];
+            if (a->d_x.at) {
+                float *dx = a->d_x.at + (ptrdiff_t)i * a->d_x.row + c0;
+                for (c = 0; c < a->d; c++) dx[c] = a->gamma ? dy[c] * a->gamma[c] : dy[c];
+                vt_norm_backward(dx, dx, x, NULL, a->d, mean, rstd);
+            }
         }
-    }
     if (want_gamma) vt_apply(s, &a->d_gamma, 0, gamma, a->d);
     if (want_beta) vt_apply(s, &a->d_beta, 0, beta, a->d);
 }

@@ -1,42 +1,85 @@
 #include "vt_linear.h"
 #include "vt_gradient.h"
 
-/* y = x w^T + b, in panels of `rows` tokens. y may not overlap x. */
-void vt_linear(const vt_linear_args *a, const vt_step *s) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
-    const int32_t in = a->w.cols, out = a->w.rows;
-    int32_t n0, T;
-    for (n0 = 0; n0 < a->n; n0 += T) {
-        const float *x = a->x + (ptrdiff_t)n0 * in;
-        float *y = a->y + (ptrdiff_t)n0 * out;
-        T = vt_width(a->n - n0, a->rows);
-        if (T > 1) {
-            float *xt = (float *)a->scratch, *yt = xt + (ptrdiff_t)in * T;
-            vt_load_panel(xt, T, a->x, in, n0, &plain);
-            vt_fill_panel(yt, out, T, a->b);
-            vt_forward(s, yt, T, &a->w, 0, out, 0, in, xt);
-            vt_panel_to_rows(y, out, yt, T, out);
-        } else {
-            vt_fill_panel(y, out, 1, a->b);
-            vt_forward(s, y, 1, &a->w, 0, out, 0, in, x);
+/* y (o rows of T; ld ldy) [=] b + w x (c rows of T; ld ldx), for the window of w. */
+static void vt_linear_panel(const vt_linear_args *a, const vt_step *s, float *y, ptrdiff_t ldy, const float *x,
+                            ptrdiff_t ldx, int32_t T, int32_t add) {
+    const vt_matrix *m = &a->w;
+    int32_t i, t;
+    if (!add)
+        for (i = 0; i < a->o; i++)
+            for (t = 0; t < T; t++) y[i * ldy + t] = a->b ? a->b[i] : 0.0f;
+    for (i = 0; i < 2; i++) {
+        const vt_part *w = i ? &m->trained : &m->frozen;
+        if (w->n_rows > 0) {
+            const int32_t r0 = vt_lower(w->rows, w->n_rows, a->o_at), r1 = vt_lower(w->rows, w->n_rows, a->o_at + a->o);
+            const int32_t k0 = vt_lower(w->cols, w->n_cols, a->c_at), k1 = vt_lower(w->cols, w->n_cols, a->c_at + a->c);
+            const vt_product p = {w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols, 1, x, ldx, NULL,
+                                  w->cols ? w->cols + k0 : NULL, 0, a->c_at, k1 - k0, 1};
+            VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)T);
+            vt_multiply(y, ldy, w->rows ? w->rows + r0 : NULL, a->o_at, NULL, 0, r1 - r0, T, &p);
         }
     }
 }
 
-/* d_x = dy w; d_w = dy^T x on the trained part; d_b = column sums of dy. d_x is complete before w changes. */
+/* Rows in panels of `rows` tokens through scratch: only until a last pass makes regions of such calls. */
+static void vt_linear_rows(const vt_linear_args *a, const vt_step *s) {
+    int32_t n0, T;
+    for (n0 = 0; n0 < a->n; n0 += T) {
+        const float *x = a->x.at + (ptrdiff_t)n0 * a->x.row;
+        float *y = a->y.at + (ptrdiff_t)n0 * a->y.row;
+        T = a->scratch ? vt_width(a->n - n0, a->rows) : 1;
+        if (T > 1) {
+            float *xt = (float *)a->scratch, *yt = xt + (ptrdiff_t)a->c * T;
+            vt_rows_to_panel(xt, T, x, a->x.row, a->c);
+            if (a->y.add) vt_rows_to_panel(yt, T, y, a->y.row, a->o);
+            vt_linear_panel(a, s, yt, T, xt, T, T, a->y.add);
+            vt_panel_to_rows(y, a->y.row, yt, T, a->o);
+        } else {
+            vt_linear_panel(a, s, y, 1, x, 1, 1, a->y.add);
+        }
+    }
+}
+
+/* y = x w^T + b, or y += x w^T. y may not overlap x. */
+void vt_linear(const vt_linear_args *a, const vt_step *s) {
+    if (a->n > 1 && (a->scratch || a->x.row != 1 || a->y.row != 1)) vt_linear_rows(a, s);
+    else vt_linear_panel(a, s, a->y.at, a->y.col, a->x.at, a->x.col, a->n, a->y.add);
+}
+
+/* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order. */
+static void vt_bias_strided(const vt_step *s, const vt_sink *k, const vt_in *dy, int32_t n, int32_t o) {
+    int32_t c, i, i0;
+    for (c = 0; c < o; c++) {
+        float sum = 0.0f;
+        for (i0 = 0; i0 < n; i0 += 16) {
+            const int32_t i1 = n - i0 > 16 ? i0 + 16 : n;
+            float some = 0.0f;
+            for (i = i0; i < i1; i++) some += dy->at[(ptrdiff_t)i * dy->row + (ptrdiff_t)c * dy->col];
+            sum += some;
+        }
+        vt_apply(s, k, c, &sum, 1);
+    }
+}
+
+/* d_x [+]= dy w; d_w = dy^T x on the trained part; d_b = column sums of dy. d_x is complete before w changes. */
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
     const vt_norm plain = {NULL, NULL, NULL, NULL};
-    const int32_t in = a->w.cols, out = a->w.rows;
-    if (a->d_x) {
+    const int32_t o1 = a->o_at + a->o, c1 = a->c_at + a->c;
+    if (a->d_x.at) {
         int32_t i;
-        for (i = 0; i < a->n; i++) vt_fill(a->d_x + (ptrdiff_t)i * in, in, 0.0f);
-        vt_backward(s, a->d_x, in, a->n, &a->w, 0, out, 0, in, a->dy, out, 1);
+        if (!a->d_x.add)
+            for (i = 0; i < a->n; i++) vt_fill(a->d_x.at + (ptrdiff_t)i * a->d_x.row, a->c, 0.0f);
+        vt_backward(s, a->d_x.at, a->d_x.row, a->n, &a->w, a->o_at, o1, a->c_at, c1, a->dy.at, a->dy.row, a->dy.col);
     }
     if (vt_wanted(&a->d_w)) {
         vt_part w = a->w.trained;
         if (a->x_sliced) w.cols = NULL;
-        vt_weight_gradient(s, &a->d_w, &w, 0, out, 0, a->x_sliced ? w.n_cols : in, a->dy, out, 1, a->n, a->x,
-                           a->x_sliced ? w.n_cols : in, &plain, NULL, (float *)a->scratch);
+        vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, a->c_at, a->x_sliced ? w.n_cols : c1, a->dy.at, a->dy.row,
+                           a->dy.col, a->n, a->x.at, a->x.row, &plain, NULL, (float *)a->scratch);
     }
-    if (vt_wanted(&a->d_b)) vt_bias_gradient(s, &a->d_b, 0, a->dy, out, a->n, out, NULL);
+    if (vt_wanted(&a->d_b)) {
+        if (a->dy.col == 1) vt_bias_gradient(s, &a->d_b, 0, a->dy.at, a->dy.row, a->n, a->o, NULL);
+        else vt_bias_strided(s, &a->d_b, &a->dy, a->n, a->o);
+    }
 }

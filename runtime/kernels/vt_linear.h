@@ -2,28 +2,30 @@
 #define VT_LINEAR_H
 #include "vt_kernels.h"
 
+/* Windows of a linear layer: n tokens, output features o_at .. o_at + o, input features c_at .. c_at + c of w. */
 typedef struct {
-    const float *x;          /* (n, w.cols) */
+    vt_in x;                 /* (n, c) */
     vt_matrix w;
-    const float *b;          /* (w.rows,) or NULL */
-    float *y;                /* (n, w.rows), apart from x */
-    void *scratch;           /* rows == 1 or n == 1: none; else (w.cols + w.rows) * T floats, T = min(rows, n) rounded
-                                down to a power of two */
-    int32_t rows;            /* tokens at a time: 1, 2, 4, 8 or 16 */
-    int32_t n;
+    const float *b;          /* (o,) or NULL; not read when y.add is 1 */
+    vt_out y;                /* (n, o), apart from x; add 1: the products are added to it */
+    void *scratch;           /* NULL: x and y are panels (row == 1), or n == 1. Else (for whole row tensors in a Program
+                                without regions) they are rows, and this is room for (c + o) * T floats, T = the largest
+                                power of two within `rows` and n */
+    int32_t rows;            /* with scratch: tokens at a time: 2, 4, 8 or 16 */
+    int32_t n, c, o, o_at, c_at;
 } vt_linear_args;
 void vt_linear(const vt_linear_args *a, const vt_step *s);
 
 typedef struct {
-    const float *x;          /* (n, w.cols), or (n, w.trained.n_cols) when x_sliced; NULL when d_w is not wanted */
+    vt_in x;                 /* (n, c), rows, or (n, w.trained.n_cols) when x_sliced; NULL when d_w is not wanted */
     vt_matrix w;
-    const float *dy;         /* (n, w.rows) */
-    float *d_x;              /* (n, w.cols), apart from dy; NULL when not wanted */
-    vt_sink d_w, d_b;
-    void *scratch;           /* n * T floats, T = the largest power of two within 16 and w.trained.n_cols, when d_w is
-                                wanted, w is trained by columns and x is not sliced; else none */
-    int32_t x_sliced;        /* 1: x holds only the trained columns */
-    int32_t n;
+    vt_in dy;                /* (n, o), any strides */
+    vt_out d_x;              /* (n, c), rows, apart from dy; add 1: added to it; NULL when not wanted */
+    vt_sink d_w, d_b;        /* d_w: of the trained part what is in the window; may add, both */
+    void *scratch;           /* n * T floats, T = the largest power of two within 16 and the trained columns in the window,
+                                when d_w is wanted, w is trained by columns and x is not sliced; else none */
+    int32_t x_sliced;        /* 1: x holds only the trained columns, and the window has all columns */
+    int32_t n, c, o, o_at, c_at;
 } vt_linear_grad_args;
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s);
 #endif

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compilation.memory.liveness import lifetimes, live_bytes
+from compilation.pieces import trained_parts
 from compilation.program import ARENA_ROLES, Program, Role
 from runtime.codegen.generate import STACK_BYTES
 from runtime.errors import ReportError
@@ -114,19 +115,15 @@ def plan_rows(report: RunReport) -> list[dict[str, str]]:
     errors = {t.name: t for t in report.validation.tensors}
     parameters = report.plan.get("parameters", report.plan)
     rows = []
-    for t in report.program.tensors.values():
-        if t.role is not Role.TRAINED:
-            continue
-        chosen = parameters.get(t.source or t.name, parameters.get(t.name, "all"))
+    for part in trained_parts(report.program):
+        chosen = parameters.get(part.parameter, parameters.get(part.name, "all"))
         if isinstance(chosen, dict):
             (axis, index), = chosen.items()
-            weight = report.program.weights.get(t.source or t.name)
-            whole = "" if weight is None else f" of {weight.shape[1 if axis == 'cols' else 0]}"
-            what = f"{len(index)}{whole} {'columns' if axis == 'cols' else 'rows'}"
+            what = f"{len(index)} of {part.whole[1 if axis == 'cols' else 0]} {'columns' if axis == 'cols' else 'rows'}"
         else:
             what = str(chosen)
-        e = errors.get(t.name)
-        rows.append({"name": t.source or t.name, "what": what, "count": f"{t.bytes // 4:,}",
+        e = errors.get(part.name)
+        rows.append({"name": part.parameter, "what": what, "count": f"{part.bytes // 4:,}",
                      **(tensor_figures(e) if e else dict.fromkeys(("moved", "error", "allowed", "float32", "share"), ""))})
     return rows
 

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
+from compilation.pieces import trained_parts
 from compilation.program import Program
 from runtime.codegen.check import check_folder
 from runtime.codegen.generate import STACK_BYTES, find_interface
@@ -233,11 +234,13 @@ class Simulator:
 
     # -- trained weights ---------------------------------------------------------------------------
     def trained(self) -> dict[str, np.ndarray]:
-        """Trained tensor name -> float32 copy in the stored shape (for a partial weight: the trained part)."""
+        """Trained tensor name -> float32 copy in the stored shape (for a partial weight: the trained part; of a parameter
+        in pieces, all of them together)."""
         out = {}
-        for t in self.layout.trained:
-            offset = self.layout.places[t.name][1]
-            out[t.name] = self._view("trained")[offset:offset + t.bytes].view(np.float32).reshape(t.shape).copy()
+        for part in trained_parts(self.program):
+            offset = self.layout.places[part.tensors[0].name][1]
+            shape = part.tensors[0].shape if len(part.tensors) == 1 else part.shape
+            out[part.name] = self._view("trained")[offset:offset + part.bytes].view(np.float32).reshape(shape).copy()
         return out
 
     def load_trained(self, values: Mapping[str, np.ndarray]) -> None:

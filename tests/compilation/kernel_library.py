@@ -56,7 +56,7 @@ def structures() -> dict[str, type[ct.Structure]]:
     made: dict[str, type[ct.Structure]] = {}
     for header in sorted(KERNELS.glob("*.h")):
         text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
-        for body, name in re.findall(r"typedef struct \{(.*?)\} (vt_\w+_args);", text, flags=re.S):
+        for body, names in re.findall(r"typedef struct \{(.*?)\} ([^;{}]*_args);", text, flags=re.S):
             fields: list[tuple[str, Any]] = []
             for declaration in filter(None, (d.strip() for d in body.split(";"))):
                 kind, first, *more = re.match(r"((?:const )?\w+) (.*)", declaration, flags=re.S).groups()  # type: ignore
@@ -64,7 +64,8 @@ def structures() -> dict[str, type[ct.Structure]]:
                     item = item.strip()
                     c_type = ct.c_void_p if item.startswith("*") else C_TYPES[kind]
                     fields.append((item.lstrip("* "), c_type))
-            made[name] = type(name, (ct.Structure,), {"_fields_": fields})
+            for name in names.split(", "):
+                made[name] = type(name, (ct.Structure,), {"_fields_": fields})
     return made
 
 
@@ -137,7 +138,7 @@ class Memory:
         return all((r[:GUARD] == 0xA5).all() and (r[-GUARD:] == 0xA5).all() for r in self.guarded)
 
 
-def _matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
+def matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
     """The C view of a weight, and its trained array."""
     whole = sample.inputs[slot]
     m = Matrix(rows=whole.shape[0], cols=whole.shape[1])
@@ -161,7 +162,7 @@ def operand(data: np.ndarray, field_type: type) -> Any:
     """The value of a struct's field for an array: its address, or the window that is all of it."""
     if field_type not in (In, Out):
         return data.ctypes.data
-    return field_type(data.ctypes.data, data.shape[-1], 1)
+    return field_type(data.ctypes.data, *(n // data.itemsize for n in data.strides))
 
 
 def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | None = None, update: Update | None = None,
@@ -178,12 +179,14 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         if slot.name not in sample.inputs:
             continue
         if slot.kind == "matrix":
-            view, data = _matrix(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
+            view, data = matrix(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
             setattr(args, slot.name, view)
             if data is not None:
                 trained[slot.name] = data
             continue
-        data = memory.array(sample.inputs[slot.name], slot.element)
+        panel = op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
+        value = sample.inputs[slot.name]
+        data = memory.array(value.T, slot.element).T if panel else memory.array(value, slot.element)
         if slot.name in alias.values():
             kept, data = data, memory.output(data.shape)
             data[...] = kept
@@ -201,10 +204,11 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         if slot.name in alias:
             outputs[slot.name] = stored[alias[slot.name]]
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
-        elif slot.optional:
+        elif slot.optional and slot.name not in sample.wants:
             continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
-            outputs[slot.name] = memory.output(inferred[slot.name])
+            shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel" and "rows" not in op.attrs
+            outputs[slot.name] = memory.output(shape[::-1]).T if panel else memory.output(shape)
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
         elif update is None:
             outputs[slot.name] = memory.output(inferred[slot.name])

@@ -9,6 +9,7 @@ from torch import nn
 from compilation.capture import InputSpec
 from compilation.interpret import Interpreter
 from compilation.passes.training import Selection
+from compilation.pieces import part_of, pieces, trained_parts
 from compilation.pipeline import Compiled, Compiler
 
 IMAGE = InputSpec.image((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -83,11 +84,12 @@ def interpreted(compiled: Compiled, image: np.ndarray, label: int, lr: float, st
     """The compiled Program on the NumPy references: losses and whole trained parameters."""
     machine = Interpreter(compiled.program, compiled.values)
     losses = [machine.step(image, label, lr, momentum) for _ in range(steps)]
-    final = {}
-    for t in compiled.program.tensors.values():
-        if t.role.value == "trained":
-            source = t.name.removesuffix(".trained")
-            final[source] = machine._value(source) if source in compiled.program.weights else machine.memory[t.name]
+    program, final = compiled.program, {}
+    known = pieces(program)
+    for part in trained_parts(program):
+        found = [part_of(program, t.name) for t in known[part.parameter]]
+        whole = dict.fromkeys(f[0].name if f else t.name for f, t in zip(found, known[part.parameter], strict=True))
+        final[part.parameter] = np.concatenate([np.atleast_1d(machine._value(name)) for name in whole])
     return losses, final
 
 

@@ -41,7 +41,7 @@ def biases(compiler: Compiler) -> dict[str, Selection]:
 def test_the_import_is_fine_grained_and_complete(compiler: Compiler) -> None:
     ops = [c.op for c in compiler.forward.calls]
     assert ops[0] == "patch_embed" and ops[-1] == "linear"
-    assert ops.count("attention") == DEPTH and ops.count("linear") == 4 * DEPTH + 1
+    assert ops.count("packed_attention") == DEPTH and ops.count("linear") == 4 * DEPTH + 1
     assert not [o for o in ops if o.startswith("relax:")]
     assert {"prefix", "pos", "b"} <= compiler.forward.calls[0].inputs.keys()
 

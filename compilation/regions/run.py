@@ -1,0 +1,207 @@
+"""Runs a nest on NumPy arrays in float64, call by call, with the operations' references: what a nest means.
+
+Every tensor is a flat array that windows are cut from as the C cuts them. All of them start as NaN, so that what is read
+before it is made shows in the result; with `one_scratch` the nest's own tensors stand in one array, at their offsets, so that
+an offset or a lifetime that is wrong shows, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from compilation.errors import VerificationError
+from compilation.ops import REGISTRY, Op
+from compilation.ops.base import Arrays
+from compilation.regions.loops import ROWS, Loop, Nest, Stored, TileCall, Window
+from compilation.regions.windows import Place, Scope, Shape, call_extents, parameter, place, whole_site
+from compilation.types import F32, INDEX
+
+Chosen = Mapping[str, tuple[str, Sequence[int]]]    # parameter slot of the region -> axis, the rows or columns trained
+
+
+def run(nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen | None = None, *,
+        one_scratch: bool = False) -> Arrays:
+    """The results by slot, and under `d_<slot>` the gradient of each parameter that the nest updates.
+
+    inputs: the region's slots (float64, parameters whole); outputs: the shapes of its results. parts: of parameters trained
+    in part; their gradients have the shape of that part. An updated element of a parameter is NaN from then on.
+    Raises VerificationError where a kernel's state was lost between two tiles.
+    """
+    return _Run(nest, inputs, outputs, parts or {}, one_scratch).run()
+
+
+class _Run:
+    def __init__(self, nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen, one: bool) -> None:
+        self.nest, self.parts = nest, parts
+        self.shapes: dict[str, Shape] = {**{n: v.shape for n, v in inputs.items()}, **outputs}
+        self.flat = {n: v.astype(v.dtype if v.dtype == INDEX.numpy else np.float64).ravel() for n, v in inputs.items()}
+        self.flat |= {n: _nan(math.prod(s)) for n, s in outputs.items()}
+        self.layouts: dict[str, str] = {}
+        scratch = _nan(nest.scratch // F32.bytes)
+        for s in nest.stored.values():
+            self.shapes[s.name], self.layouts[s.name] = s.type.shape, s.layout
+            self.flat[s.name] = self._storage(s, scratch if one else None)
+        self.outputs = list(outputs)
+        self.updated: Arrays = {}
+        self.count = 0
+        self.states: dict[tuple[object, ...], tuple[Arrays, Arrays]] = {}
+
+    def _storage(self, s: Stored, scratch: np.ndarray | None) -> np.ndarray:
+        if s.stands:
+            return self.flat[s.stands]
+        count = s.type.bytes // F32.bytes
+        if scratch is None:
+            return _nan(count)
+        at = (s.offset or 0) // F32.bytes
+        return scratch[at:at + count]
+
+    def run(self) -> Arrays:
+        for item in self.nest.body:
+            self._item(item, {}, {})
+        return {n: self.flat[n].reshape(self.shapes[n]) for n in self.outputs} | self.updated
+
+    def _item(self, item: Loop | TileCall, around: dict[str, Loop], at: dict[str, int]) -> None:
+        if isinstance(item, TileCall):
+            self._call(item, Scope(around), at)
+            return
+        begin = at[item.parent] if item.parent else 0
+        end = begin + (at[f"{item.parent}_size"] if item.parent else item.extent)
+        inside = {**around, item.variable: item}
+        for start in range(begin, end, item.step):
+            here = {**at, item.variable: start, f"{item.variable}_size": min(item.step, end - start)}
+            for child in item.body:
+                self._item(child, inside, here)
+
+    # -- one call ------------------------------------------------------------------------------------
+    def _call(self, call: TileCall, scope: Scope, at: dict[str, int]) -> None:
+        op = REGISTRY[call.op]
+        site = whole_site(call, scope, {})
+        extents = {n: p.value(at) for n, p in call_extents(call, scope, site)[0].items()}
+        attrs = {**op.defaults(), **call.attrs, **{a: extents[n] for n, a in op.sized.items()}}
+        adds = {slot: any(at[v] != (at[p] if (p := scope.loops[v].parent) else 0) for v in over) or not over
+                for slot, over in call.adds.items()}
+        given = {s: self._read(w, scope, at) for s, w in call.inputs.items() if s not in op.once or not any(adds.values())}
+        given, state = self._carry(call, op, scope, at, given)
+        if call.scratch:
+            self.flat[call.scratch][...] = np.nan
+        if op.own_update:
+            made = {op.own_update: given[next(s for s in given if s != op.own_update)]}
+        else:
+            made = op.reference(given, attrs)
+        for slot, window in call.outputs.items():
+            value = made.get(slot)
+            if value is None:       # a kernel's state that no definition speaks of: any number, to know it again
+                self.count += 1
+                value = np.full([p.value(at) for p in self._place(window, scope).extents], float(self.count))
+            self._write(call, op, slot, window, scope, at, value, adds.get(slot, False))
+        for slot, window in call.updates.items():
+            gradient = f"d_{slot}" if slot != op.own_update else slot
+            self._update(call, op, gradient, window, scope, at, made[gradient])
+        if state is not None:
+            self.states[state] = given, {s: self._read(w, scope, at) for s, w in call.outputs.items()}
+
+    def _carry(self, call: TileCall, op: Op, scope: Scope, at: dict[str, int],
+               given: Arrays) -> tuple[Arrays, tuple[object, ...] | None]:
+        """What the call has been given so far, of an index that comes tile by tile; and the key it is remembered by."""
+        if not call.carried:
+            return given, None
+        (index, variable), = call.carried.items()
+        inner = {variable}
+        while scope.loops[variable].parent:
+            variable = scope.loops[variable].parent
+            inner.add(variable)
+        key = (id(call), *(at[v] for v in scope.loops if v not in inner))
+        if all(at[v] == 0 for v in inner):
+            return given, key
+        before, results = self.states[key]
+        for slot, window in call.outputs.items():
+            if not np.array_equal(self._read(window, scope, at), results[slot]):
+                raise VerificationError(f"{call.op} ({call.where}): {window.tensor} did not keep its state from tile to tile "
+                                        f"of {index}")
+        joined = {}
+        for slot, value in given.items():
+            axis = next((n for n, a in enumerate(op.axes(slot)) if index in a.indices), None)
+            joined[slot] = value if axis is None else np.concatenate([before[slot], value], axis)
+        return joined, key
+
+    # -- windows -------------------------------------------------------------------------------------
+    def _place(self, window: Window, scope: Scope) -> Place:
+        return place(window, self.shapes[window.tensor], self.layouts.get(window.tensor, ROWS), scope)
+
+    def _where(self, window: Window, scope: Scope, at: dict[str, int]) -> np.ndarray:
+        """The positions of a window's elements in its flat array."""
+        p = self._place(window, scope)
+        extents = [e.value(at) for e in p.extents]
+        steps = [p.row, p.col][-len(extents):]
+        where = np.full(extents, p.at.value(at))
+        for n, (extent, step) in enumerate(zip(extents, steps, strict=True)):
+            along = np.arange(extent) * step.value(at)
+            where += along.reshape([-1 if i == n else 1 for i in range(len(extents))])
+        return where
+
+    def _read(self, window: Window, scope: Scope, at: dict[str, int]) -> np.ndarray:
+        return self.flat[window.tensor][self._where(window, scope, at)]
+
+    def _write(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
+               value: np.ndarray, add: bool) -> None:
+        if op.slots[slot].kind == "matrix":
+            value, where = self._part(call, op, slot, window, scope, at, value)
+        else:
+            where = self._where(window, scope, at)
+        value = value.reshape(where.shape)
+        flat = self.flat[window.tensor]
+        flat[where] = flat[where] + value if add else value
+
+    def _part(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
+              value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of a gradient of a matrix's window what belongs to its trained part, and where that is in the part."""
+        name = call.inputs[parameter(op, slot)].tensor
+        shape = self.shapes[name]
+        start = [b.value(at) for b in self._place(window, scope).begins]
+        lists = [np.arange(b, b + k) for b, k in zip(start, value.shape, strict=True)]
+        columns = shape[1]
+        if name in self.parts:
+            axis, chosen = self.parts[name]
+            n = int(axis == "cols")
+            inside = [(i, c) for i, c in enumerate(chosen) if start[n] <= c < start[n] + value.shape[n]]
+            value = np.take(value, [c - start[n] for _, c in inside], n)
+            lists[n] = np.array([i for i, _ in inside], int)
+            columns = len(chosen) if axis == "cols" else columns
+        return value, lists[0][:, None] * columns + lists[1][None]
+
+    def _update(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
+                value: np.ndarray) -> None:
+        name = window.tensor
+        gradient = self.updated.setdefault(f"d_{name}", np.full(self._part_shape(name), np.nan))
+        if op.slots[slot].kind == "matrix":
+            value, where = self._part(call, op, slot, window, scope, at, value)
+        elif name in self.parts:
+            where = np.arange(gradient.size)        # a gradient that was summed up in a buffer of its own
+        else:
+            where = self._where(window, scope, at)
+        gradient.ravel()[where] = value.reshape(where.shape)
+        self._poison(name, where)
+
+    def _part_shape(self, name: str) -> Shape:
+        shape = self.shapes[name]
+        if name not in self.parts:
+            return shape
+        axis, chosen = self.parts[name]
+        return (shape[0], len(chosen)) if axis == "cols" else (len(chosen), shape[1])
+
+    def _poison(self, name: str, where: np.ndarray) -> None:
+        """where: positions in the trained part."""
+        if name in self.parts:
+            axis, chosen = self.parts[name]
+            index = np.array(chosen)
+            rows, cols = np.divmod(where, self._part_shape(name)[1])
+            rows, cols = (rows, index[cols]) if axis == "cols" else (index[rows], cols)
+            where = rows * self.shapes[name][1] + cols
+        self.flat[name][where] = np.nan
+
+
+def _nan(count: int) -> np.ndarray:
+    return np.full(count, np.nan)

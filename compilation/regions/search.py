@@ -1,0 +1,269 @@
+"""The schedules of a region that are worth having: fastest first, least scratch last.
+
+What the loops look like depends on little: which features are outside of the tokens, whether keys come in blocks, whether one token
+comes at a time, and the schedule's choices. For each of these structures the nest is built once; its bytes and its work at
+every combination of steps are then arithmetic on the sizes of its loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from compilation.memory.liveness import ALIGNMENT
+from compilation.ops.base import Op
+from compilation.regions.memory import Layout
+from compilation.regions.nest import Block, Builder, NoNestError, Placed
+from compilation.regions.schedule import Schedule
+from compilation.regions.statements import Label, Statement, Statements, takes_shares
+
+TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
+FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
+FEW = 16                            # what has no more elements is not tiled
+
+
+@dataclass(frozen=True)
+class Option:
+    """One schedule. scratch: bytes that live at once (a placement may need a few more); macs: multiply-accumulates; time: the
+    same, weighted by what narrow tiles cost. over: results that may take the place of an input: result -> slot."""
+
+    schedule: str
+    scratch: int
+    macs: int
+    time: float
+    over: frozenset[tuple[str, str]]
+
+
+def options(make: Callable[[bool], Statements]) -> list[Option]:
+    """Every schedule that was tried. make: split or not -> Statements."""
+    found: list[Option] = []
+    for split in (False, True):
+        work = make(split)
+        if split and not _may_split(work):
+            continue
+        for structure in _structures(work, split):
+            found += _evaluate(work, structure)
+    return found
+
+
+def pruned(found: Iterable[Option]) -> list[Option]:
+    """By time; those dropped that are neither faster nor smaller than another."""
+    kept: list[Option] = []
+    for o in sorted(found, key=lambda o: (o.time, o.scratch)):
+        if not kept or o.scratch < kept[-1].scratch:
+            kept.append(o)
+    return kept
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the loops look like, with nominal steps. axes: the steps to try, by (label, whether it is a tile of a block)."""
+
+    schedule: Schedule
+    axes: tuple[tuple[tuple[str, bool], ...], ...]
+    steps: tuple[tuple[int, ...], ...]
+
+
+def _structures(work: Statements, split: bool) -> Iterator[Structure]:
+    useful = _useful(work)
+    tokens = [x for x in useful if _is_token(work, x) and not x.carried]
+    keys = [x for x in useful if x.carried]
+    features = [x for x in useful if x not in tokens and not x.carried and (x.size > FEW or _factor(work, x) > 1)]
+    tall = max([x.size for x in (*tokens, *keys)], default=1)
+    for outside in _subsets(features):
+        for blocked in (False, True) if keys else (False,):
+            for one in (False, True) if tall > 1 else (True,):
+                for choices in _choices(work, blocked, bool(outside), split):
+                    yield _structure(work, outside, [f for f in features if f not in outside], tokens, keys, blocked, one,
+                                     choices)
+
+
+def _structure(work: Statements, outside: list[Label], inside: list[Label], tokens: list[Label], keys: list[Label],
+               blocked: bool, one: bool, choices: frozenset[str]) -> Structure:
+    loops: list[tuple[str, int]] = []
+    axes: list[tuple[tuple[str, bool], ...]] = []
+    steps: list[tuple[int, ...]] = []
+
+    def features(labels: list[Label]) -> None:
+        for x in labels:
+            sizes = (1,) if _factor(work, x) > 1 else tuple(sorted({min(s, x.size) for s in FEATURES}, reverse=True))
+            loops.append((x.name, sizes[0]))
+            axes.append(((x.name, False),))
+            steps.append(sizes)
+
+    features(outside)
+    if blocked:
+        for x in keys:
+            sizes = blocks_of(x.size)
+            loops.append((x.name, sizes[0]))
+            axes.append(((x.name, False),))
+            steps.append(tuple(sizes))
+    nominal = 1 if one else 16
+    for x in (*tokens, *keys):
+        loops.append((x.name, nominal))
+    axes.append(tuple([(x.name, False) for x in tokens] + [(x.name, blocked) for x in keys]))
+    steps.append((1,) if one else tuple(t for t in TOKENS if t > 1))
+    features(inside)
+    return Structure(Schedule(tuple(loops), choices), tuple(axes), tuple(steps))
+
+
+def blocks_of(n: int) -> list[int]:
+    """Blocks of keys worth trying: even parts, and a few."""
+    even = {-(-n // k) for k in (2, 3, 4, 5, 6, 8, 10, 13, 16)}
+    return sorted({b for b in even | {8, 6, 4, 2, 1} if b < n}, reverse=True)
+
+
+def _useful(work: Statements) -> list[Label]:
+    """Labels along which a tensor of the region's own is cut, or that must be."""
+    made = {t for s in work.all for t in s.makes.values()} - set(work.results) - work.sums.keys()
+    found: list[Label] = [x for x in work.labels if x.limit or x.carried]
+    for s in work.all:
+        for slot, t in (*s.reads.items(), *s.makes.items()):
+            if t in made or t in work.sums:
+                found += [a.label for a in s.along(slot)[:1 if t in work.sums else None] if a.label is not None]
+            elif s.op.layout.get(slot) == "panel":
+                found += [a.label for a in s.along(slot)[:1] if a.label is not None]
+    outer = {a.label for s in work.all for slot, t in (*s.reads.items(), *s.makes.items())
+             if t not in made and s.op.slots[slot].kind == "tile" for a in s.along(slot)[1:]}
+    return [x for x in work.labels if x in found and (x not in outer or _is_token(work, x))]
+
+
+def _is_token(work: Statements, label: Label) -> bool:
+    return any(a.label is label for s in work.all for slot in (*s.reads, *s.makes) if s.op.slots[slot].kind == "tile"
+               for a in s.along(slot)[:1])
+
+
+def _factor(work: Statements, label: Label) -> int:
+    return max((factor * (s.sizes[axis.inner] if axis.inner else 1) for s in work.all
+                for axes in s.op.line.axes.values() for axis in axes if axis.index in s.labels
+                for x, factor in (s.labels[axis.index],) if x is label), default=1)
+
+
+def _subsets(features: list[Label]) -> Iterator[list[Label]]:
+    for chosen in product((True, False), repeat=len(features)):
+        yield [f for f, c in zip(features, chosen, strict=True) if c]
+
+
+def _may_split(work: Statements) -> bool:
+    return any(s.op.joint and s.op.before for s in work.all) and _sinks(work)
+
+
+def _sinks(work: Statements) -> bool:
+    return any(s.op.slots[o].sink and s.op.slots[o].kind == "matrix" for s in work.all for o in s.makes)
+
+
+def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Iterator[frozenset[str]]:
+    shares = any(takes_shares(s.call, slot) for s in work.all for slot in s.sources)
+    forward = any(o in s.op.adds and not s.op.slots[o].sink and t not in work.sums and not s.op.joint
+                  for s in work.all for o, t in s.makes.items())
+    toggles = [["rows"]] * (forward and (outside or blocked)) + [["each"]] * (shares and blocked) + [["keep"]] * blocked \
+        + [["add"]] * _sinks(work)
+    for chosen in product((False, True), repeat=len(toggles)):
+        yield frozenset([t[0] for t, c in zip(toggles, chosen, strict=True) if c] + ["split"] * split)
+
+
+def _evaluate(work: Statements, structure: Structure) -> list[Option]:
+    """The options of one structure, at every combination of its steps."""
+    try:
+        layout = Layout(Builder(work, structure.schedule).build())
+    except NoNestError:
+        return []
+    combos = np.array(list(product(*structure.steps)), dtype=np.int64)
+    columns = {axis: n for n, group in enumerate(structure.axes) for axis in group}
+    blocks = _blocks(layout.builder.root)
+    step: dict[int, np.ndarray] = {}
+    for b in blocks:
+        assert b.label is not None
+        step[id(b)] = np.minimum(combos[:, columns[(b.label.name, b.tile)]], _extent(b, step, len(combos)))
+    peak = np.zeros((len(layout.order), len(combos)), dtype=np.int64)
+    for s in layout.storages.values():
+        if s.over is not None or s.instance.slot:
+            continue
+        size = np.full(len(combos), 4, dtype=np.int64)
+        for a, origin in zip(s.instance.along, s.origins, strict=True):
+            size *= a.size if origin is None else np.minimum(a.size, step[id(origin)] * a.factor)
+        peak[s.first:s.last + 1] += -(-size // ALIGNMENT) * ALIGNMENT
+    macs = np.zeros(len(combos), dtype=np.int64)
+    time = np.zeros(len(combos))
+    for n, p in enumerate(layout.order):
+        peak[n] += _scratch(layout, p, step, len(combos))
+        if work_macs := p.statement.macs:
+            trips = np.ones(len(combos), dtype=np.int64)
+            for b in p.path:
+                if not layout.builder.sums_over(p.statement, b):
+                    trips *= -(-_extent(b, step, len(combos)) // step[id(b)])
+            macs += work_macs * trips
+            time += work_macs * trips * _price(p, step, len(combos))
+    scratch = peak.max(axis=0) if len(layout.order) else np.zeros(len(combos), dtype=np.int64)
+    over = layout.over()
+    out = []
+    for k, combo in enumerate(combos):
+        loops = []
+        seen: set[str] = set()
+        for name, _ in structure.schedule.loops:
+            loops.append((name, int(combo[columns[(name, name in seen)]])))
+            seen.add(name)
+        out.append(Option(str(Schedule(tuple(loops), structure.schedule.choices)), int(scratch[k]), int(macs[k]),
+                          float(time[k]), over))
+    return out
+
+
+def _blocks(block: Block) -> list[Block]:
+    """All loops, outer before inner."""
+    found = []
+    for item in block.items:
+        if isinstance(item, Block):
+            found += [item, *_blocks(item)]
+    return found
+
+
+def _extent(b: Block, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+    assert b.label is not None
+    outer = [x for x in b.path[:-1] if x.label is b.label]
+    return np.minimum(b.label.size, step[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
+
+
+def _scratch(layout: Layout, p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+    """The kernel's own scratch, which depends on few of the steps."""
+    s = p.statement
+    if type(s.op).scratch is Op.scratch:
+        return np.zeros(count, dtype=np.int64)
+    sizes = s.sizes
+    extents = {}
+    for index, (label, factor) in s.labels.items():
+        inside = [b for b in p.path if b.label is label]
+        if inside:
+            extents[index] = np.minimum(sizes[index], step[id(inside[-1])] * factor)
+    if not extents:
+        return np.full(count, layout.kernel_scratch(p), dtype=np.int64)
+    table = np.stack(list(extents.values()), axis=1)
+    distinct, inverse = np.unique(table, axis=0, return_inverse=True)
+    values = [_scratch_of(s, tuple(zip(extents, map(int, row), strict=True))) for row in distinct]
+    return (-(-np.array(values, dtype=np.int64) // ALIGNMENT) * ALIGNMENT)[inverse.reshape(-1)]
+
+
+def _scratch_of(s: Statement, extents: tuple[tuple[str, int], ...]) -> int:
+    """Of one call on windows; the same for all calls that look alike to the operation."""
+    key = (s.op.name, tuple(s.sizes.items()), tuple(sorted(s.site.parts.items())), s.site.wants,
+           tuple(sorted(s.site.attrs.items())), extents)
+    if key not in _SCRATCH:
+        _SCRATCH[key] = s.op.scratch(s.op.window(s.site, dict(extents)))
+    return _SCRATCH[key]
+
+
+_SCRATCH: dict[tuple[object, ...], int] = {}
+
+
+def _price(p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+    """What a multiply-accumulate costs in tiles of this size, against one in large ones."""
+    price = np.ones(count)
+    s = p.statement
+    for index, (label, factor) in s.labels.items():
+        inside = [b for b in p.path if b.label is label]
+        if inside:
+            extent = np.minimum(s.sizes[index], step[id(inside[-1])] * factor)
+            price *= 1 + 3 / extent
+    return price
