@@ -15,7 +15,6 @@ from torch import nn
 
 from compilation.capture import InputSpec
 from compilation.interpret import Interpreter
-from compilation.ops import REGISTRY
 from compilation.passes.form import candidates, form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.training import (
@@ -34,7 +33,6 @@ from compilation.tvm_adapter import differentiate, relax_ops, vjp
 from compilation.verify import verify
 from tests.compilation.models import IMAGE, FanOut, image_input, torch_step
 
-pytestmark = pytest.mark.skipif(not REGISTRY["linear"].leaf, reason="no leaves are declared yet")
 
 
 def vit(depth: int = 2, **options: object) -> nn.Module:
@@ -89,7 +87,7 @@ def trained(compiler: Compiler, program: Program, image: np.ndarray, steps: int 
 def check(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], image: np.ndarray, x: torch.Tensor,
           momentum: float = 0.0) -> Program:
     """Two steps with regions give what two steps without them give, and what PyTorch gives."""
-    compiler = Compiler(model, spec)
+    compiler = Compiler(model, spec, leaves=True)
     formed, plain = (training_step(compiler, plan, f, momentum) for f in (True, False))
     losses, moved = trained(compiler, formed, image, 2, momentum)
     want_losses, want = trained(compiler, plain, image, 2, momentum)
@@ -136,7 +134,7 @@ def test_equal_blocks_are_one_region_differentiated_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(vjp, "_differentiated", lambda region: made.append(region) or once(region))
     model = vit(depth=12)
     plan: dict[str, Selection] = {n: "all" for n, _ in model.named_parameters() if "bias" in n or "norm" in n}
-    program = training_step(Compiler(model, IMAGE), plan, True)
+    program = training_step(Compiler(model, IMAGE, leaves=True), plan, True)
     mlps = Counter(c.op for c in program.calls if c.op in program.regions and "y" in c.outputs
                    and program.regions[c.op].definition.calls[2].op == "gelu")
     assert sorted(mlps.values()) == [1, 11]
@@ -152,7 +150,7 @@ def test_partial_matrices_get_the_masked_gradient() -> None:
 
 
 def test_only_wanted_gradients_are_made() -> None:
-    program = training_step(Compiler(vit(3), IMAGE), {"blocks.2.norm2.bias": "all"}, True)
+    program = training_step(Compiler(vit(3), IMAGE, leaves=True), {"blocks.2.norm2.bias": "all"}, True)
     made = [c for c in program.calls if c.updates or any(s.startswith("d_") for s in c.outputs)]
     assert [set(c.outputs) for c in made if c.op in program.regions] == [set()]
     assert [c.updates for c in made if c.updates] == [{"beta": "blocks.2.norm2.bias"}]
@@ -168,7 +166,7 @@ def test_only_wanted_gradients_are_made() -> None:
 def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> None:
     model = Chain(*widths).eval()
     spec = InputSpec((6, widths[0]))
-    program = Compiler(model, spec).forward.copy()
+    program = Compiler(model, spec, leaves=True).forward.copy()
     assert form_regions(program) == len(want)
     assert [" ".join(c.op for c in program.regions[call.op].definition.calls)
             for call in program.calls if call.op in program.regions] == want
@@ -177,7 +175,7 @@ def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> N
 
 
 def test_chosen_regions_only() -> None:
-    forward = Compiler(vit(3), IMAGE).forward
+    forward = Compiler(vit(3), IMAGE, leaves=True).forward
     program = forward.copy()
     count = form_regions(program, set())
     assert program.text() == forward.text() and count == len(candidates(forward))
