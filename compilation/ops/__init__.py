@@ -3,6 +3,7 @@
 from compilation.ops import (
     attention,
     attn_block,
+    buffers,
     columns,
     elementwise,
     embed,
@@ -18,5 +19,5 @@ from compilation.ops import (
 )
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "columns", "elementwise", "embed",
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise", "embed",
            "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention", "rows"]

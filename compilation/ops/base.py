@@ -214,6 +214,11 @@ class Op:
         """Output slot -> input slot whose storage the result may take over, with these attributes."""
         return self.inplace
 
+    def pointwise(self, read: str, written: str) -> bool:
+        """Whether an element of one slot is read only to make the one in its place in another: that may take its storage."""
+        return self.axes(read) == self.axes(written) and not self.line.whole and not self.adds \
+            and not any(self.summed(o.name) for o in self.outputs)
+
     def dims(self, site: Site) -> dict[str, int]:
         """Integer fields of the C argument struct that are shapes (name -> value), as for whole operands."""
         return {**self.bind(site), **{f"{n}_at": 0 for n in self.placed}}

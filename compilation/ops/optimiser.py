@@ -20,7 +20,7 @@ class Sgd(Op):
 
     name, symbol, source = "sgd", "vt_sgd", "vt_elementwise.c"
     inputs, outputs = (vector("p"), tile("g")), ()
-    indices, own_update = "g: *n [c]", "p"
+    indices, own_update = "g: *n c", "p"
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {}

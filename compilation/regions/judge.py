@@ -580,7 +580,8 @@ class _Execution:
             self.fail(f"it writes {t.name} a second time")
         for r, other in read:
             if r.tensor is not t and r.tensor.memory == t.memory and mask & other:
-                if c.op.may_alias(c.site).get(use.slot) != r.slot or mask != other or r.axes != use.axes:
+                over = c.op.may_alias(c.site).get(use.slot) == r.slot or c.op.pointwise(r.slot, use.slot)
+                if not over or mask != other or r.axes != use.axes:
                     self.fail(f"{t.name} may not take the place of {r.tensor.name} here")
         for u in self.together[t.memory]:
             if u is not t and u.valid & mask:

@@ -18,7 +18,7 @@ from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
-from compilation.regions.statements import Statement
+from compilation.regions.statements import Along
 from compilation.types import BYTES, Type
 
 
@@ -193,7 +193,7 @@ class Layout:
     def _earlier(self, a: Touch, b: Touch, depth: int) -> bool:
         if a.placed is b.placed:
             s = a.placed.statement
-            if not (b.write and not a.write and (s.op.may_alias(s.site).get(b.slot) == a.slot or _pointwise(s, a.slot, b.slot))):
+            if not (b.write and not a.write and (s.op.may_alias(s.site).get(b.slot) == a.slot or s.op.pointwise(a.slot, b.slot))):
                 return False
         elif self.at[id(a.placed)] >= self.at[id(b.placed)]:
             return False
@@ -298,18 +298,17 @@ class Layout:
     def _window(self, p: Placed, slot: str, instance: Instance, names: dict[int, str]) -> Window:
         storage = self.storages[id(instance)]
         along = p.statement.along(slot)[-len(storage.shape):]
-        return Window(names[id(instance)], self._axes(p, along, storage.origins, storage.shape))
+        return Window(names[id(instance)], self._axes(p, along, storage.origins))
 
     @staticmethod
-    def _axes(p: Placed, along: Sequence[object], origins: Sequence[Block | None],
-              shape: Sequence[int] = ()) -> tuple[Axis, ...]:
+    def _axes(p: Placed, along: Sequence[Along], origins: Sequence[Block | None]) -> tuple[Axis, ...]:
         axes = []
         for n, a in enumerate(along):
-            inside = [b for b in p.path if a.label is not None and b.label is a.label]  # type: ignore[attr-defined]
-            origin = origins[n]
-            start = inside[-1] if inside else None
-            size = min(a.size, start.step * a.factor) if start else (shape[n] if shape else a.size)  # type: ignore[attr-defined]
-            axes.append(Axis(size, start.name if start else "", origin.name if origin else "", a.factor))  # type: ignore[attr-defined]
+            inside = [b for b in p.path if a.label is not None and b.label is a.label]
+            origin, start = origins[n], inside[-1] if inside else None
+            loop = start or origin
+            size = min(a.size, loop.step * a.factor) if loop else a.size
+            axes.append(Axis(size, start.name if start else "", origin.name if origin else "", a.factor))
         return tuple(axes)
 
     def _adds(self, p: Placed) -> dict[str, tuple[str, ...]]:
@@ -335,11 +334,6 @@ class Layout:
             if inside:
                 found[index] = inside[-1].name
         return found
-
-
-def _pointwise(s: Statement, read: str, written: str) -> bool:
-    """Whether the kernel reads an element in one slot only to make the one in its place in another."""
-    return s.macs == 0 and not s.op.line.whole and not s.op.summed(written) and s.op.axes(read) == s.op.axes(written)
 
 
 def _read(p: Placed, slot: str) -> bool:

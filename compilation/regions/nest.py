@@ -20,6 +20,9 @@ from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 
 
+USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
+
+
 class NoNestError(ValueError):
     """The schedule cannot be followed."""
 
@@ -83,13 +86,13 @@ class Builder:
     def __init__(self, work: Statements, schedule: Schedule) -> None:
         self.work, self.schedule = work, schedule
         by_name = {x.name: x for x in work.labels}
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         self.loops: list[tuple[Label, int, bool]] = []      # label, step, whether it walks a block
         for name, step in schedule.loops:
             if name not in by_name:
                 raise NoNestError(f"the region has no label {name}")
-            self.loops.append((by_name[name], step, name in seen))
-            seen.add(name)
+            self.loops.append((by_name[name], min(step, seen.get(name, by_name[name].size)), name in seen))
+            seen[name] = step
         names = [n for n, _ in schedule.loops]
         self.blocked = {by_name[n] for n in names if names.count(n) > 1}
         self.root = Block(None, 0, False, None)
@@ -151,14 +154,15 @@ class Builder:
 
     def _small(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether a buffer for a gradient is smaller than what it is a product of, kept whole along the label."""
-        steps: dict[Label, int] = {}
-        for x, step, _ in self.loops:
-            steps[x] = step             # the tile's, where there are blocks
+        looped = {x for x, _, _ in self.loops}
+
         def elements(along: Iterable[Along], whole: Label | None) -> int:
-            return prod(a.size if a.label is None or a.label is whole or a.label not in steps
-                        else min(a.size, steps[a.label] * a.factor) for a in along)
+            """Of a usual tile: whatever the steps are, the same is chosen."""
+            return prod(a.size if a.label is None or a.label is whole or a.label not in looped
+                        else min(a.size, max(a.factor, USUAL)) for a in along)
+
         operands = sum(elements(s.along(r), label) for r, t in s.reads.items() if r in s.sources or t in self.work.sums)
-        return elements(s.along(slot), None) < operands
+        return elements(s.trained(slot), None) < operands
 
     def _outside(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether the label's loop stands outside that of an axis of the result."""
@@ -213,14 +217,15 @@ class Builder:
             return self.slot(tensor, s.along(slot))
         if tensor in self.work.sums:
             return self.sums[tensor]
-        along = s.along(slot)
+        along = s.trained(slot)
         axes = {a.label for a in along}
         path: list[Block] = []
         for b in placed.path:
             if b.label not in axes and self.sums_over(s, b) and not self._share_is_read(s, tensor, b):
                 break
             path.append(b)
-        instance = Instance(tensor, along, s.op.layout.get(slot, layout), tuple(path))
+        layout = ROWS if self._one_token(along) else s.op.layout.get(slot, layout)
+        instance = Instance(tensor, along, layout, tuple(path))
         instance.shares = {b for b in path if b.label not in axes and self.sums_over(s, b)}
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
@@ -539,7 +544,7 @@ def _applier(s: Statement, slot: str) -> Statement:
     """Applies a buffer with the gradient of (the trained part of) a weight's window."""
     op = REGISTRY["apply"]
     weight = slot.removeprefix("d_")
-    reads = {"w": s.update, "d_w": s.makes[slot]}
+    reads = {"d_w": s.makes[slot]}
     site = Site({"w": s.site.shapes[weight]}, {}, frozenset(), {"w": s.site.parts[weight]} if weight in s.site.parts else {})
     applied = Statement(op, Call(op.name, reads, {}, where=s.call.where), reads, {}, site, update=s.update)
     for axis, along in zip(op.axes("w"), s.along(slot), strict=True):

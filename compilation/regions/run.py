@@ -96,6 +96,8 @@ class _Run:
             if value is None:       # a kernel's state that no definition speaks of: any number, to know it again
                 self.count += 1
                 value = np.full([p.value(at) for p in self._place(window, scope).extents], float(self.count))
+            if not op.inputs:       # made of nothing: as large as it is asked for
+                value = np.broadcast_to(value.reshape(-1), [p.value(at) for p in self._place(window, scope).extents])
             self._write(call, op, slot, window, scope, at, value, adds.get(slot, False))
         for slot, window in call.updates.items():
             gradient = f"d_{slot}" if slot != op.own_update else slot

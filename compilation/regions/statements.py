@@ -87,8 +87,12 @@ class Statement:
                 found.append(Along(None if label.whole else label, inner * factor, size))
             else:
                 found.append(Along(None, 1, size))
-        weight = slot.removeprefix("d_")
-        if weight != slot and weight in self.site.parts:        # of a weight's gradient there is the trained part only
+        return tuple(found)
+
+    def trained(self, slot: str) -> tuple[Along, ...]:
+        """The axes of what there is of a slot: of a weight's gradient the trained part."""
+        found, weight = list(self.along(slot)), slot.removeprefix("d_")
+        if weight != slot and weight in self.site.parts:
             axis, trained = self.site.parts[weight]
             at = int(axis == "cols")
             found[at] = Along(found[at].label, found[at].factor, trained)

@@ -146,7 +146,9 @@ class _Writer:
         extents, begins = call_extents(call, scope, site)
         for s in op.inputs:
             if s.name == op.own_update:
-                yield s.name, self._update(call.updates[s.name], scope, whole=False)
+                if s.kind == "matrix":
+                    yield s.name, f"region->{call.updates[s.name].tensor}"
+                yield f"{s.name}{'_sink' * (s.kind == 'matrix')}", self._update(call.updates[s.name], scope, s.kind == "matrix")
             else:
                 yield s.name, self._input(s, call.inputs.get(s.name), scope)
         updates = {gradient_slot(slot): w for slot, w in call.updates.items()}
@@ -206,14 +208,15 @@ class _Writer:
         if self.slots.fields.get(window.tensor, "").startswith("vt_sink"):
             base += ".grad"
         pointer = base if slot.kind == "matrix" else _plus(base, p.at)
-        return f"{{.grad = {pointer}, .param = 0, .velocity = 0, .add = {add}}}"
+        own = int(slot.kind == "matrix" and window.tensor in self.nest.stored)
+        return f"{{.grad = {pointer}, .param = 0, .velocity = 0, .add = {add}, .window = {own}}}"
 
     def _update(self, window: Window, scope: Scope, whole: bool) -> str:
         """whole: the sink of a matrix, which the kernel finds its place in."""
         at = Poly() if whole or window.tensor in self.slots.parts else self._place(window, scope).at
         sink = f"region->d_{window.tensor}"
         velocity = _plus(f"{sink}.velocity", at) if self.slots.momentum else "0"
-        return f"{{.grad = 0, .param = {_plus(f'{sink}.param', at)}, .velocity = {velocity}, .add = 0}}"
+        return f"{{.grad = 0, .param = {_plus(f'{sink}.param', at)}, .velocity = {velocity}, .add = 0, .window = 0}}"
 
     @staticmethod
     def _add(call: TileCall, slot: str, scope: Scope) -> str:

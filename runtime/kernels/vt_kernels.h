@@ -37,10 +37,11 @@ typedef struct {
 /* Where a parameter's gradient goes. All NULL: not wanted. grad != NULL: written there (same shape as the
  * trained part or the whole vector), or added to what stands there (add == 1). Else param != NULL: fused SGD,
  * p -= lr * v with v = momentum * v + g (velocity == NULL: v = g). Of a vector's window, the pointers are at the
- * window; of a matrix, they are those of the whole trained part. */
+ * window; of a matrix, they are those of the whole trained part, but with window == 1, where grad has the trained rows
+ * and columns of the call's window alone, row by row. */
 typedef struct {
     float *grad, *param, *velocity;
-    int32_t add;
+    int32_t add, window;
 } vt_sink;
 
 /* What a step hands to every kernel. */

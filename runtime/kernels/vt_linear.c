@@ -74,9 +74,18 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
     }
     if (vt_wanted(&a->d_w)) {
         vt_part w = a->w.trained;
+        int32_t o_at = a->o_at, c_at = a->c_at, c_end = a->x_sliced ? w.n_cols : c1;
         if (a->x_sliced) w.cols = NULL;
-        vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, a->c_at, a->x_sliced ? w.n_cols : c1, a->dy.at, a->dy.row,
-                           a->dy.col, a->n, a->x.at, a->x.row, &plain, NULL, (float *)a->scratch);
+        if (a->d_w.window) {                 /* the window's trained rows and columns as a part of their own */
+            const int32_t r0 = vt_lower(w.rows, w.n_rows, o_at), k0 = vt_lower(w.cols, w.n_cols, c_at);
+            w.n_rows = vt_lower(w.rows, w.n_rows, o1) - r0;
+            w.n_cols = vt_lower(w.cols, w.n_cols, c_end) - k0;
+            if (w.rows) w.rows += r0; else o_at = 0;
+            if (w.cols) w.cols += k0; else c_at = 0;
+            c_end += c_at - a->c_at;
+        }
+        vt_weight_gradient(s, &a->d_w, &w, o_at, o1 + o_at - a->o_at, c_at, c_end, a->dy.at, a->dy.row, a->dy.col, a->n,
+                           a->x.at, a->x.row, &plain, NULL, (float *)a->scratch);
     }
     if (vt_wanted(&a->d_b)) {
         if (a->dy.col == 1) vt_bias_gradient(s, &a->d_b, 0, a->dy.at, a->dy.row, a->n, a->o, NULL);
