@@ -80,6 +80,7 @@ class AttentionStatistics(AttentionOp):
     e^(s - high) times the value's product with dy: all that its gradient has to know of the other keys."""
 
     name, symbol = "attention_statistics", "vt_attention_statistics"
+    joint = True
     inputs, outputs = (tile("q"), tile("k"), tile("v"), tile("dy")), (tile("high"), tile("total"), tile("delta"))
     indices = "q: n h*d, k: m h*d, v: m h*e, dy: n h*e -> high: n h, total: n h, delta: n h"
     carried = {"m": ("high", "total", "delta")}
