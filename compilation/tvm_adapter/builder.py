@@ -239,8 +239,8 @@ class Builder:
                                             "expected: replace it by operations on single tensors")
         if value.covers(math.prod(self.program.tensors[value.base].shape)):
             return value.base
-        if not value.parameter and (part := self._pick_row(value) or self._pick_columns(value)):
-            return part
+        if not value.parameter and (picked := self._pick_row(value) or self._pick_columns(value)):
+            return picked
         key = (value.base, value.index.shape, value.index.tobytes())
         if key not in self.made:
             assert value.moved is not None
