@@ -6,7 +6,7 @@ dimension: the device trains with batch 1, a token matrix is (tokens, features).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ class Slot:
     kind: "tile" (a token matrix of two axes, passed as a window: vt_in, vt_out), "tensor" (a plain buffer),
     "vector" (a 1-D or small parameter; trainable as a whole), "matrix" (a Weight, possibly in two parts; see
     `program.Weight`), "index" (a constant list of columns of the slot `of`).
+    of: for a tile, the matrix slot of which it has the trained columns only, not all.
     optional: may be absent. An optional output is there only where an index that it is carried over is tiled.
     """
 
@@ -148,6 +149,14 @@ class Op:
         summed("d_w") is ("n",) and summed("d_x") is ("o",)."""
         inputs = [s.name for s in self.inputs if output in self.needed_for.get(s.name, (output,))]
         return tuple(n for n in self._tiled(inputs) if n not in self._tiled((output,)))
+
+    def tileable(self, wants: Iterable[str]) -> tuple[str, ...]:
+        """Indices that may be taken in tiles by a call that makes these outputs: each is free for an output, or carried
+        from tile to tile for it, or the output can be added to, or it does not depend on the index at all. Of
+        `linear`, tileable(("y",)) is ("n", "c", "o"); of `layer_norm_grad`, tileable(("d_x",)) is ("n", "h")."""
+        wants = tuple(wants)
+        return tuple(n for n in self._tiled(self.line.axes) if all(
+            n not in self.summed(s) or s in self.adds or n in self.carried for s in wants))
 
     def _tiled(self, slots: Container[str]) -> tuple[str, ...]:
         return tuple(n for n in self.line.indices(s for s in self.line.axes if s in slots) if n not in self.line.whole)

@@ -74,9 +74,15 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
     }
     if (vt_wanted(&a->d_w)) {
         vt_part w = a->w.trained;
-        if (a->x_sliced) w.cols = NULL;
-        vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, a->c_at, a->x_sliced ? w.n_cols : c1, a->dy.at, a->dy.row,
-                           a->dy.col, a->n, a->x.at, a->x.row, &plain, NULL, (float *)a->scratch);
+        if (a->x_part.at) {
+            const int32_t k0 = vt_lower(w.cols, w.n_cols, a->c_at), k1 = vt_lower(w.cols, w.n_cols, c1);
+            w.cols = NULL;
+            vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, k0, k1, a->dy.at, a->dy.row, a->dy.col, a->n,
+                               a->x_part.at + k0, a->x_part.row, &plain, NULL, NULL);
+        } else {
+            vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, a->c_at, c1, a->dy.at, a->dy.row, a->dy.col, a->n, a->x.at,
+                               a->x.row, &plain, NULL, (float *)a->scratch);
+        }
     }
     if (vt_wanted(&a->d_b)) {
         if (a->dy.col == 1) vt_bias_gradient(s, &a->d_b, 0, a->dy.at, a->dy.row, a->n, a->o, NULL);

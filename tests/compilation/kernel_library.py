@@ -138,7 +138,7 @@ class Memory:
         return all((r[:GUARD] == 0xA5).all() and (r[-GUARD:] == 0xA5).all() for r in self.guarded)
 
 
-def _matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
+def matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple[Matrix, np.ndarray | None]:
     """The C view of a weight, and its trained array."""
     whole = sample.inputs[slot]
     m = Matrix(rows=whole.shape[0], cols=whole.shape[1])
@@ -179,7 +179,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
         if slot.name not in sample.inputs:
             continue
         if slot.kind == "matrix":
-            view, data = _matrix(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
+            view, data = matrix(memory, sample, slot.name, f"d_{slot.name}" in sample.wants)
             setattr(args, slot.name, view)
             if data is not None:
                 trained[slot.name] = data
