@@ -153,7 +153,7 @@ class Builder:
     def _cut_columns(self, tensor: str, first: int, count: int) -> str:
         key = (tensor, first, count)
         if key not in self.made:
-            self.made[key] = self._emit("columns", {"x": tensor}, {"first": first, "count": count},
+            self.made[key] = self._emit("columns", {"x": tensor}, {"start": first, "count": count},
                                         hint=f"{tensor}[{first}:{first + count}]")
         return self.made[key]
 
