@@ -241,6 +241,9 @@ class Builder:
             return value.base
         if not value.parameter and (picked := self._pick_row(value) or self._pick_columns(value)):
             return picked
+        arranged = self._arranged(value)
+        if arranged is not None and arranged.base != value.base:
+            return self._materialise(arranged)
         key = (value.base, value.index.shape, value.index.tobytes())
         if key not in self.made:
             assert value.moved is not None

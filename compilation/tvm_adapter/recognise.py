@@ -65,7 +65,7 @@ class Recogniser(Builder):
 
     def _operand(self, value: Any) -> tuple[str, bool] | None:
         """The matrix behind a factor of a product, and whether the product takes it transposed."""
-        value = self._settle(value)
+        value = self._arranged(value) or self._settle(value)
         if not isinstance(value, View) or len(value.shape) < 2 or math.prod(value.shape[:-2]) != 1:
             return None
         rows, columns = value.shape[-2:]

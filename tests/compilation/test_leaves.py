@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,11 @@ from compilation.passes.training import Selection
 from compilation.pieces import pieces
 from compilation.pipeline import Compiled, Compiler
 from compilation.program import Program
+from runtime.codegen import generate
+from runtime.errors import CodegenError
+from tests.compilation.in_c import trains_like_torch
 from tests.compilation.models import IMAGE, image_input, interpreted, torch_step
+from tests.compilation.test_operations import ACTIVATIONS, ATTENTION, MOVES, Bank, Function
 
 ROWS, WIDTH, HEADS = 6, 12, 3
 
@@ -163,6 +168,38 @@ def test_selections_speak_of_the_parameter(name: str, axis: str) -> None:
         elif n.startswith("blocks.1") and n.endswith("bias"):
             plan[n] = "all"
     check(model, plan)
+
+
+@pytest.mark.parametrize("functions", [ACTIVATIONS, MOVES], ids=["activations", "moves"])
+def test_the_long_tail_stands_beside_leaves(functions: dict[str, Function]) -> None:
+    """In C: activations, products, windows of columns, and what there is no kernel for."""
+    bank = Bank({n.replace(".", "_"): f for n, f in functions.items()})
+    compiled = trains_like_torch(bank, InputSpec((5, 8)), leaves=True)
+    wanted = {"silu", "sigmoid", "tanh", "mul"} if functions is ACTIVATIONS else {"columns", "columns_grad"}
+    assert {c.op for c in compiled.program.calls} >= wanted
+
+
+@pytest.mark.parametrize("name", ["causal", "mask", "added", "weights"])
+def test_masks_are_spelled_out(name: str) -> None:
+    f, make = ATTENTION[name]
+    torch.manual_seed(1)
+    compiled = trains_like_torch(Bank({name: f}, {name: make()}), InputSpec((5, 8)), leaves=True)
+    ops = [c.op for c in compiled.program.calls]
+    assert "columns" not in ops and "attention" not in ops and ops.count("linear") >= 5        # q, k and v apart
+
+
+@pytest.mark.parametrize("name", ["multihead", "encoder", "norm_first", "separate", "packed", "scale", "flat"])
+def test_attention_of_every_kind_is_made_of_leaves(name: str) -> None:
+    f, make = ATTENTION[name]
+    ops = [c.op for c in Compiler(Bank({name: f}, {name: make()}), InputSpec((5, 8)), leaves=True).forward.calls]
+    assert ("attention" in ops or ops.count("matmul") + ops.count("matmul_nt") == 2) and "columns" not in ops
+    assert not {"relax:permute_dims", "relax:strided_slice", "relax:matmul"} & set(ops)
+
+
+def test_kernels_that_take_panels_are_not_called_with_rows(tmp_path: Path) -> None:
+    compiled = check(MODELS["separate"](), {"head.bias": "all"})
+    with pytest.raises(CodegenError, match=r"attention.*takes y as a panel, and .* is whole: a region has to call it"):
+        generate(compiled.program, compiled.values, tmp_path / "c")
 
 
 def test_rows_of_one_piece_alone() -> None:
