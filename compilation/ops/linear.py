@@ -15,10 +15,8 @@ from compilation.ops.common import (
     fastest_first,
     grid,
     matrix,
-    part_shape,
     part_size,
     row_settings,
-    stage_width,
     tile,
     vector,
     width,
@@ -87,11 +85,6 @@ class LinearGrad(Op):
     def macs(self, site: Site) -> int:
         (n, o), c = site.shapes["dy"], site.shapes["w"][1] if site.has("w") else 0
         return n * o * c * ("d_x" in site.wants) + ("d_w" in site.wants and n * part_size(site, "w"))
-
-    def scratch(self, site: Site) -> int:
-        if "d_w" not in site.wants or site.has("x_part") or not by_columns(site, "w"):
-            return 0
-        return SUM.of(site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_b": inputs["dy"].sum(0)}

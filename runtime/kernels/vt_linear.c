@@ -64,7 +64,6 @@ static void vt_bias_strided(const vt_step *s, const vt_sink *k, const vt_in *dy,
 
 /* d_x [+]= dy w; d_w = dy^T x on the trained part; d_b = column sums of dy. d_x is complete before w changes. */
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t o1 = a->o_at + a->o, c1 = a->c_at + a->c;
     if (a->d_x.at) {
         int32_t i;
@@ -78,10 +77,10 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
             const int32_t k0 = vt_lower(w.cols, w.n_cols, a->c_at), k1 = vt_lower(w.cols, w.n_cols, c1);
             w.cols = NULL;
             vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, k0, k1, a->dy.at, a->dy.row, a->dy.col, a->n,
-                               a->x_part.at + k0, a->x_part.row, &plain, NULL, NULL);
+                               a->x_part.at + k0, a->x_part.row, NULL);
         } else {
             vt_weight_gradient(s, &a->d_w, &w, a->o_at, o1, a->c_at, c1, a->dy.at, a->dy.row, a->dy.col, a->n, a->x.at,
-                               a->x.row, &plain, NULL, (float *)a->scratch);
+                               a->x.row, NULL);
         }
     }
     if (vt_wanted(&a->d_b)) {

@@ -23,8 +23,6 @@ typedef struct {
     vt_in dy;                /* (n, o), any strides */
     vt_out d_x;              /* (n, c), rows, apart from dy; add 1: added to it; NULL when not wanted */
     vt_sink d_w, d_b;        /* d_w: of the trained part what is in the window; may add, both */
-    void *scratch;           /* n * T floats, T = the largest power of two within 16 and the trained columns in the window,
-                                when d_w is wanted of x and w is trained by columns; else none */
     int32_t n, c, k, o, o_at, c_at;      /* k: columns of x_part */
 } vt_linear_grad_args;
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s);
