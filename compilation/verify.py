@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from compilation.errors import VerificationError
@@ -218,7 +218,7 @@ class _Verifier:
         self._guard(op.bind, where)
         self._guard(op.check, where)
         forward = GRADIENTS.get(op.name)
-        if forward and not any(c.op == forward and self._fed_alike(op, call, c) for c in self.program.calls):
+        if forward and not any(c.op == forward and self._fed_alike(op, call, c) for c in self._spelled()):
             self.fail(f"no {forward} has the parameters that it makes gradients for")
 
     def _guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -240,6 +240,12 @@ class _Verifier:
         listed = self.program.constants.get(made.inputs.get("index", ""), ()) if made else ()
         if weight not in self.program.weights or tuple(listed) != self.program.weights[weight].index:
             self.fail(f"{name} does not hold the trained columns of {weight}")
+
+    def _spelled(self) -> Iterator[Call]:
+        """All calls, those of regions as their definitions say."""
+        for call in self.program.calls:
+            region = self.program.regions.get(call.op)
+            yield from [c.renamed(call.inputs) for c in region.definition.calls] if region else [call]
 
     @staticmethod
     def _fed_alike(op: Op, call: Call, forward: Call) -> bool:

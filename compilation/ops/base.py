@@ -169,6 +169,10 @@ class Op:
         and of their gradients, which are passed whole. Of `linear`: ("o", "c")."""
         return self.line.indices(s.name for s in self.slots.values() if s.kind == "matrix" and s.name in self.line.axes)
 
+    def on_request(self, output: str) -> bool:
+        """Whether a call makes this output only where it is wanted: a gradient, or the forward result once more."""
+        return output.startswith("d_") or output in self.remakes
+
     def bind(self, site: Site) -> dict[str, int]:
         """Index -> size. Raises ValueError naming the slot whose shape does not fit.
 

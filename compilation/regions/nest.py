@@ -500,6 +500,8 @@ class Builder:
         block = self._open(self.root, self.loops_of(update), update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
+        for slot in update.reads.keys() - {read}:
+            placed.reads[slot] = self.slot(update.reads[slot], update.along(slot))
         block.items.append(placed)
         instance.reads.append((placed, read))
 
@@ -554,7 +556,7 @@ def _applier(s: Statement, slot: str) -> Statement:
     """Applies a buffer with the gradient of (the trained part of) a weight's window."""
     op = REGISTRY["apply"]
     weight = slot.removeprefix("d_")
-    reads = {"d_w": s.makes[slot]}
+    reads = {"w": s.update, "d_w": s.makes[slot]}
     site = Site({"w": s.site.shapes[weight]}, {}, frozenset(), {"w": s.site.parts[weight]} if weight in s.site.parts else {})
     applied = Statement(op, Call(op.name, reads, {}, where=s.call.where), reads, {}, site, update=s.update)
     for axis, along in zip(op.axes("w"), s.along(slot), strict=True):

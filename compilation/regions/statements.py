@@ -237,7 +237,8 @@ def apart(call: Call, split: bool) -> list[Call]:
     groups: dict[object, dict[str, str]] = {}
     sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
     for slot, tensor in sinks_first:
-        key: object = slot if not op.joint else frozenset(op.free(slot)) if split else 0
+        together = op.joint or op.carried
+        key: object = slot if not together else frozenset(op.free(slot)) if split else 0
         groups.setdefault(key, {})[slot] = tensor
     return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
 

@@ -102,7 +102,7 @@ TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "mul_const": lambda i, a: i["x"] * a["value"],
     "take_row": lambda i, a: i["x"][a["row"]][None],
     "mean_rows": lambda i, a: i["x"][a["start"]:].mean(0, keepdim=True),
-    "columns": lambda i, a: i["x"][:, a["first"]:a["first"] + a["count"]],
+    "columns": lambda i, a: i["x"][:, a["start"]:a["start"] + a["count"]],
     "take_cols": lambda i, a: i["x"][:, i["index"].long()],
     "layer_norm": _norm,
     "linear": lambda i, a: F.linear(i["x"], i["w"], i.get("b")),
