@@ -123,6 +123,7 @@ VT_INLINE float vt_tanhf(float a) {
         const int32_t each_n = (n);                                                  \
         float each[VT_LANES];                                                        \
         int32_t each_0, each_l, i;                                                   \
+        VT_BY_VECTORS                                                                \
         for (each_0 = 0; each_0 + VT_LANES <= each_n; each_0 += VT_LANES) {          \
             for (each_l = 0; each_l < VT_LANES; each_l++) {                          \
                 i = each_0 + each_l;                                                 \

@@ -52,11 +52,14 @@ VT_INLINE void vt_tile_of(float *const *y, const float *const *b, const float *x
         }
     }
     if (start == VT_ADD) {
+        float old[VT_SUMS];
         VT_UNROLL
         for (r = 0; r < R; r++) {
             VT_UNROLL
-            for (l = 0; l < L; l++) acc[r * L + l] = out[r][l] + acc[r * L + l];
+            for (l = 0; l < L; l++) old[r * L + l] = out[r][l];
         }
+        VT_UNROLL
+        for (l = 0; l < R * L; l++) acc[l] = old[l] + acc[l];
     } else if (start == VT_SET) {
         VT_UNROLL
         for (l = 0; l < R * L; l++) acc[l] = 0.0f + acc[l];      /* -0 becomes 0 */
@@ -250,4 +253,24 @@ void vt_backward(const vt_step *s, float *y, ptrdiff_t ldy, int32_t n, const vt_
             vt_multiply(y, ldy, NULL, 0, w->cols ? w->cols + k0 : NULL, c0, n, k1 - k0, &p);
         }
     }
+}
+
+void vt_turn(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t m, int32_t n) {
+    int32_t r0, i0, r, i;
+    for (r0 = 0; r0 < m; r0 += VT_LANES)
+        for (i0 = 0; i0 < n; i0 += VT_LANES) {
+            float *to = y + r0 * ldy + i0;
+            const float *from = x + i0 * ldx + r0;
+            const int32_t rows = m - r0 < VT_LANES ? m - r0 : VT_LANES, lanes = n - i0 < VT_LANES ? n - i0 : VT_LANES;
+            if (rows == VT_LANES && lanes == VT_LANES) {
+                for (r = 0; r < VT_LANES; r++)
+                    for (i = 0; i < VT_LANES; i++) to[r * ldy + i] = from[i * ldx + r];
+            } else if (lanes == VT_LANES) {
+                for (r = 0; r < rows; r++)
+                    for (i = 0; i < VT_LANES; i++) to[r * ldy + i] = from[i * ldx + r];
+            } else {
+                for (i = 0; i < lanes; i++)
+                    for (r = 0; r < rows; r++) to[r * ldy + i] = from[i * ldx + r];
+            }
+        }
 }
