@@ -10,14 +10,6 @@ VT_INLINE void vt_raise(float *m, float *corr, const float *st, int32_t n, int32
     for (t = 0; t < T; t++) corr[t] = vt_expf(corr[t] - m[t]);
 }
 
-/* st = e^(st - m), of n scores (n, T); all in one run, as T may be small. */
-static void vt_exponentials(float *st, int32_t n, int32_t T, const float *m) {
-    int32_t j, t;
-    for (j = 0; j < n; j++)
-        for (t = 0; t < T; t++) st[j * T + t] = st[j * T + t] - m[t];
-    VT_EACH(st, n * T, i, vt_expf(st[i]));
-}
-
 void vt_attend(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv, int32_t nk,
                const float *qt, int32_t T, int32_t d, int32_t e, float *m, float *l, float *ot, ptrdiff_t ldo, float *st) {
     int32_t j0, n, j, t, c;
@@ -30,9 +22,12 @@ void vt_attend(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, 
         for (t = 0; t < T; t++) l[t] = l[t] * corr[t];
         for (c = 0; c < e; c++)
             for (t = 0; t < T; t++) ot[c * ldo + t] = ot[c * ldo + t] * corr[t];
-        vt_exponentials(st, n, T, m);
         for (j = 0; j < n; j++)
-            for (t = 0; t < T; t++) l[t] += st[j * T + t];
+            for (t = 0; t < T; t++) {
+                const float p = vt_expf(st[j * T + t] - m[t]);
+                st[j * T + t] = p;
+                l[t] += p;
+            }
         vt_dense(s, ot, ldo, e, T, n, V + j0 * ldv, 1, ldv, st, T);
     }
 }
@@ -53,11 +48,11 @@ void vt_attend_measure(const vt_step *s, const float *K, ptrdiff_t ldk, const fl
             l[t] = l[t] * corr[t];
             delta[t] = delta[t] * corr[t];
         }
-        vt_exponentials(st, n, T, m);
         for (j = 0; j < n; j++)
             for (t = 0; t < T; t++) {
-                l[t] += st[j * T + t];
-                delta[t] = VT_FMA(st[j * T + t], pt[j * T + t], delta[t]);
+                const float p = vt_expf(st[j * T + t] - m[t]);
+                l[t] += p;
+                delta[t] = VT_FMA(p, pt[j * T + t], delta[t]);
             }
     }
 }
@@ -75,10 +70,9 @@ void vt_attend_backward(const vt_step *s, const float *K, ptrdiff_t ldk, const f
             vt_fill(pt, n * T, 0.0f);
             vt_dense(s, pt, T, n, T, e, V + j0 * ldv, ldv, 1, u->gt, T);
         }
-        vt_exponentials(st, n, T, u->m);
         for (j = 0; j < n; j++)
             for (t = 0; t < T; t++) {
-                const float p = st[j * T + t] * u->l[t];
+                const float p = vt_expf(st[j * T + t] - u->m[t]) * u->l[t];
                 st[j * T + t] = p;
                 if (slopes) pt[j * T + t] = p * (pt[j * T + t] - u->delta[t]);
             }

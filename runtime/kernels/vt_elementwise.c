@@ -152,19 +152,36 @@ void vt_scale(const vt_scale_args *k, const vt_step *s) {
     vt_map(&k->y, &k->x, &scale, k->n, k->c, vt_mul_runs);
 }
 
+/* sum[c] += the column sums of a * b over (n, w), in ascending order. */
+static void vt_sum_products(float *sum, const vt_lie *a, const vt_lie *b, int32_t n, int32_t w) {
+    const int whole = a->step == 1 && b->step == 1;
+    float as[VT_AREA], bs[VT_AREA];
+    int32_t c, i, r, rows, lanes;
+    for (c = 0; c < w; c += lanes) {
+        lanes = whole || w - c < VT_LANES ? w - c : VT_LANES;
+        for (i = 0; i < n; i += rows) {
+            vt_lie from, with;
+            rows = whole || n - i < VT_LANES ? n - i : VT_LANES;
+            from = vt_gather(as, a, i, c, rows, lanes);
+            with = vt_gather(bs, b, i, c, rows, lanes);
+            for (r = 0; r < rows; r++, from.at += from.between, with.at += with.between)
+                VT_EACH(sum + c, lanes, l, VT_FMA(from.at[l], with.at[l], sum[c + l]));
+        }
+    }
+}
+
 /* d_x = dy * s; d_s = column sums of dy * x. d_x may be dy: d_s, whose sums read dy, comes first in a column block, and
  * s changes after its block of d_x. */
 void vt_scale_grad(const vt_scale_grad_args *k, const vt_step *s) {
-    int32_t c0, i, l, w;
+    int32_t c0, w;
     for (c0 = 0; c0 < k->c; c0 += w) {
-        float sum[16];
-        w = k->c - c0 >= 16 ? 16 : k->c - c0;
+        float sum[VT_WIDE];
+        w = k->c - c0 < VT_WIDE ? k->c - c0 : VT_WIDE;
         if (vt_wanted(&k->d_s)) {
-            const float *dy = k->dy.at + (ptrdiff_t)c0 * k->dy.col, *x = k->x.at + (ptrdiff_t)c0 * k->x.col;
-            for (l = 0; l < 16; l++) sum[l] = 0.0f;
-            for (i = 0; i < k->n; i++, dy += k->dy.row, x += k->x.row)
-                for (l = 0; l < w; l++)
-                    sum[l] = VT_FMA(dy[(ptrdiff_t)l * k->dy.col], x[(ptrdiff_t)l * k->x.col], sum[l]);
+            const vt_lie dy = {k->dy.at + (ptrdiff_t)c0 * k->dy.col, k->dy.row, k->dy.col};
+            const vt_lie x = {k->x.at + (ptrdiff_t)c0 * k->x.col, k->x.row, k->x.col};
+            vt_fill(sum, w, 0.0f);
+            vt_sum_products(sum, &dy, &x, k->n, w);
         }
         if (k->d_x.at) {
             const vt_in scale = {k->s + c0, 0, 1};

@@ -34,7 +34,7 @@ void vt_layer_norm(const vt_layer_norm_args *a, const vt_step *s) {
 void vt_layer_norm_grad(const vt_layer_norm_grad_args *a, const vt_step *s) {
     const int want_gamma = vt_wanted(&a->d_gamma), want_beta = vt_wanted(&a->d_beta);
     float *gamma = (float *)a->scratch, *beta = gamma + (want_gamma ? a->d : 0);
-    int32_t i, j;
+    int32_t i, j, c;
     if (want_gamma) vt_fill(gamma, a->d, 0.0f);
     if (want_beta) vt_fill(beta, a->d, 0.0f);
     for (i = 0; i < a->n; i++)
@@ -47,13 +47,13 @@ void vt_layer_norm_grad(const vt_layer_norm_grad_args *a, const vt_step *s) {
                 vt_statistics(&mean, &rstd, x, 1, a->d, a->eps);
             }
             if (want_gamma)
-                VT_EACH(gamma, a->d, c, VT_FMA(dy[c], (x[c] - mean) * rstd, gamma[c]));
+                for (c = 0; c < a->d; c++) gamma[c] = VT_FMA(dy[c], (x[c] - mean) * rstd, gamma[c]);
             if (want_beta)
-                VT_EACH(beta, a->d, c, beta[c] + dy[c]);
+                for (c = 0; c < a->d; c++) beta[c] += dy[c];
             if (a->d_x.at) {
                 float *dx = a->d_x.at + (ptrdiff_t)i * a->d_x.row + c0;
-                if (a->gamma) VT_EACH(dx, a->d, c, dy[c] * a->gamma[c]);
-                else VT_EACH(dx, a->d, c, dy[c]);
+                if (a->gamma) VT_EACH(dx, a->d, l, dy[l] * a->gamma[l]);
+                else VT_EACH(dx, a->d, l, dy[l]);
                 vt_norm_backward(dx, dx, x, NULL, a->d, mean, rstd);
             }
         }

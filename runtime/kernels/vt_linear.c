@@ -47,18 +47,24 @@ void vt_linear(const vt_linear_args *a, const vt_step *s) {
     else vt_linear_panel(a, s, a->y.at, a->y.col, a->x.at, a->x.col, a->n, a->y.add);
 }
 
-/* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order. */
+/* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order, of rows in a block. */
 static void vt_bias_strided(const vt_step *s, const vt_sink *k, const vt_in *dy, int32_t n, int32_t o) {
-    int32_t c, i, i0;
-    for (c = 0; c < o; c++) {
-        float sum = 0.0f;
-        for (i0 = 0; i0 < n; i0 += 16) {
-            const int32_t i1 = n - i0 > 16 ? i0 + 16 : n;
-            float some = 0.0f;
-            for (i = i0; i < i1; i++) some += dy->at[(ptrdiff_t)i * dy->row + (ptrdiff_t)c * dy->col];
-            sum += some;
+    float block[16 * VT_LANES], sum[VT_LANES], some[VT_LANES];
+    int32_t c0, i0, i, l, w, rows;
+    for (c0 = 0; c0 < o; c0 += w) {
+        w = o - c0 < VT_LANES ? o - c0 : VT_LANES;
+        for (l = 0; l < w; l++) sum[l] = 0.0f;
+        for (i0 = 0; i0 < n; i0 += rows) {
+            const float *at = dy->at + (ptrdiff_t)i0 * dy->row + (ptrdiff_t)c0 * dy->col;
+            rows = n - i0 < 16 ? n - i0 : 16;
+            if (dy->row == 1) vt_turn(block, w, at, dy->col, rows, w);
+            else
+                for (i = 0; i < rows; i++)
+                    for (l = 0; l < w; l++) block[i * w + l] = at[(ptrdiff_t)i * dy->row + (ptrdiff_t)l * dy->col];
+            vt_column_sums(some, block, w, rows, w);
+            for (l = 0; l < w; l++) sum[l] += some[l];
         }
-        vt_apply(s, k, c, &sum, 1);
+        vt_apply(s, k, c0, sum, w);
     }
 }
 
