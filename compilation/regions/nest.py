@@ -160,7 +160,7 @@ class Builder:
             whole = "rows" in self.schedule.choices
             self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
                 whole and t not in self.work.sums and not r.op.slots[o].sink for o, t in r.makes.items())
-                for r, slot in readers)
+                and all(self._may_loop(r, x) for x in r.touches()) for r, slot in readers)
         return self._taken[tensor]
 
     def _small(self, s: Statement, slot: str, label: Label) -> bool:
@@ -295,7 +295,7 @@ class Builder:
                         return False
         for slot, tensor in s.reads.items():
             tiled = {a.label for a in s.along(slot)}
-            for instance in self._instances(tensor):
+            for instance in self.instances.get(self._key(tensor, s.along(slot)), []):
                 inside = any(block in p.path for p, _ in instance.writes)
                 if inside and block.label in {a.label for a in instance.along} and block.label not in tiled:
                     return False
@@ -382,6 +382,8 @@ class Builder:
             common = _common(instance.path, path)
             closed, mine = instance.path[common:], path[common:]
             axes = {a.label for a in along}
+            if any(b.label not in axes for b in closed):
+                continue            # it was made over and over there, or is one tile's share of a sum
             widened = {b.label for b in closed} & axes
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
