@@ -117,7 +117,7 @@ class Execution:
             (r0, r1), (c0, c1) = spans
             width = len(self.chosen[use.tensor.memory, 1])
             row = ((1 << c1 - c0) - 1) << c0
-            found = sum(row << r * width for r in range(r0, r1))
+            found = row * (((1 << width * (r1 - r0)) - 1) // ((1 << width) - 1)) << r0 * width      # once in each row
             use.masks[key] = found
         return found
 
