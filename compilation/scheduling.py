@@ -10,6 +10,7 @@ from itertools import product
 from compilation.cost import call_macs, fixed_bytes, total_macs
 from compilation.memory.liveness import lifetimes, live_bytes
 from compilation.passes.checkpoints import Chain, Scheduler, cut_chain
+from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
@@ -23,6 +24,7 @@ from compilation.passes.training import (
     slice_early,
     trained_names,
 )
+from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
 from compilation.program import Program
@@ -64,6 +66,7 @@ class Structure:
         if key not in self.cache:
             program = self.scheduler.emit(slots, source, stride)
             slice_early(program)
+            wrap_leaves(program)
             share_storage(program)
             verify(program, f"checkpoints({slots})")
             self.cache[key] = program
@@ -81,13 +84,18 @@ class Planner:
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
     zero: the parameters that are all zero; what they make is left out where the plan does not train them.
+    regions: form regions of a Program that was imported as leaves; else the streamed operations.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, zero: frozenset[str] = frozenset()) -> None:
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False) -> None:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
-        self.chains = form_streams(self.forward.copy())
+        self.form = form_regions if regions else form_streams
+        if regions:                         # a region of one row is another than that of them all
+            self.forward = self.forward.copy()
+            narrow_rows(self.forward)
+        self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 
@@ -100,7 +108,7 @@ class Planner:
     def _build(self, whole: int) -> Structure:
         program = self.forward.copy()
         program.momentum = self.momentum
-        form_streams(program, set(range(self.chains - whole)))
+        self.form(program, set(range(self.chains - whole)))
         narrow_rows(program)
         add_loss(program)
         make_matrices(program)

@@ -9,39 +9,47 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compilation.ops.base import Op
-from compilation.passes.rewrite import emit_before, producers, site, use_counts
+from compilation.passes.rewrite import emit_before, producers, use_counts
 from compilation.program import Call, Program
-from compilation.regions.statements import is_cheap
 
 TAKE = "take_row"
+Rows = dict[tuple[str, int], str]       # (tensor, row) -> the tensor that is this row of it
 
 
 def narrow_rows(program: Program) -> None:
     """Move every `take_row` as far up as it goes, in place."""
-    while _move_one(program):
+    rows: Rows = {}
+    for c in program.calls:
+        if c.op == TAKE:
+            rows.setdefault((c.inputs["x"], c.attrs["row"]), c.outputs["y"])
+    while _move_one(program, rows, True) or _move_one(program, rows, False):
         pass
 
 
-def _move_one(program: Program) -> bool:
+def _move_one(program: Program, rows: Rows, sole: bool) -> bool:
+    """Whether there was one to move.
+
+    sole: through a call whose result nothing else reads; that call then makes one row. Else through one that stays as it is,
+    too, and whose one row is made a second time: only where the rows that this needs are there already, so that afterwards
+    no row of its result has to be picked.
+    """
     made, uses = producers(program), use_counts(program)
     for take in [c for c in program.calls if c.op == TAKE]:
-        source = take.inputs["x"]
+        source, row = take.inputs["x"], take.attrs["row"]
         above = made.get(source)
-        if above is None or not program.has_op(above) or list(above.outputs.values()) != [source]:
+        if above is None or not program.has_op(above) or list(above.outputs.values()) != [source] \
+                or (uses[source] == 1) != sole:
             continue
         if "q_rows" in above.attrs:         # of the streamed attention, which is no region yet
-            if take.attrs["row"] == 0 and uses[source] == 1 and above.attrs["q_rows"] > 1:
+            if row == 0 and sole and above.attrs["q_rows"] > 1:
                 program.replace_call(above, replace(above, attrs={**above.attrs, "q_rows": 1}, outputs=take.outputs))
                 program.replace_call(take)
                 del program.tensors[source]
                 return True
             continue
         slots = _by_row(program.op(above), above)
-        sole = uses[source] == 1
-        there = is_cheap(program.op(above), site(program, above)) and all(
-            _taken(program, above.inputs[s], take) for s in slots)
-        if slots and (sole or there):
-            _through(program, take, above, slots, sole)
+        if slots and (sole or all((above.inputs[s], row) in rows for s in slots)):
+            _through(program, rows, take, above, slots, sole)
             return True
     return False
 
@@ -59,37 +67,30 @@ def _by_row(op: Op, call: Call) -> list[str]:
     return read if all(axes[s][0] == first and not any(first.index in a.indices for a in axes[s][1:]) for s in read) else []
 
 
-def _through(program: Program, take: Call, above: Call, slots: list[str], sole: bool) -> None:
-    """op(x) then take_row -> take_row of each input with such rows, then op on one row.
-
-    sole: nothing else reads what `above` makes; else it stays, and its one row is made a second time. (That is done only
-    where it is cheap and the rows that it needs are there already, so that there is one row less to keep.)
-    """
-    rows = {s: _row(program, above.inputs[s], take) for s in slots}
+def _through(program: Program, rows: Rows, take: Call, above: Call, slots: list[str], sole: bool) -> None:
+    """op(x) then take_row -> take_row of each input with such rows, then op on one row."""
+    inputs = {**above.inputs, **{s: _row(program, rows, above.inputs[s], take.attrs["row"], above.where) for s in slots}}
     program.replace_call(take)
     if sole:
         program.replace_call(above)
         del program.tensors[take.inputs["x"]]
     slot, = above.outputs
-    narrowed = replace(above, inputs={**above.inputs, **rows}, outputs={slot: take.outputs["y"]})
-    program.calls.insert(_behind(program, set(narrowed.inputs.values())), narrowed)
+    narrowed = replace(above, inputs=inputs, outputs={slot: take.outputs["y"]})
+    program.calls.insert(_behind(program, set(inputs.values())), narrowed)
 
 
-def _taken(program: Program, tensor: str, take: Call) -> Call | None:
-    """Another call that takes the same row of a tensor as `take` does of its own."""
-    return next((c for c in program.calls if c.op == TAKE and c is not take and c.inputs["x"] == tensor
-                 and c.attrs == take.attrs), None)
-
-
-def _row(program: Program, tensor: str, take: Call) -> str:
-    """The row of another tensor that `take` asks for, made as soon as the tensor is there, and once."""
-    found = _taken(program, tensor, take)
-    if found:
-        program.replace_call(found)
-        program.calls.insert(_behind(program, {tensor}), found)
-        return found.outputs["y"]
-    at = program.calls[_behind(program, {tensor})]
-    return emit_before(program, at, TAKE, {"x": tensor}, dict(take.attrs), f"{tensor}.row", take.where)
+def _row(program: Program, rows: Rows, tensor: str, row: int, where: str) -> str:
+    """The row of a tensor, picked (where it is not made) as soon as the tensor is there, and once."""
+    name = rows.get((tensor, row))
+    if name is None:
+        at = program.calls[_behind(program, {tensor})]
+        name = emit_before(program, at, TAKE, {"x": tensor}, {"row": row}, f"{tensor}.row", where)
+        rows[tensor, row] = name
+    made = producers(program)[name]
+    if made.op == TAKE:
+        program.replace_call(made)
+        program.calls.insert(_behind(program, {tensor}), made)
+    return name
 
 
 def _behind(program: Program, tensors: set[str]) -> int:

@@ -115,7 +115,7 @@ def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) ->
 def add_updates(program: Program, backward: list[Call], gradients: dict[str, str]) -> None:
     """Append the backward calls, each wanted gradient followed at once by its update.
 
-    A gradient that one gradient operation makes and nothing else reads is applied inside that operation
+    A gradient that one gradient operation makes, and can apply, and that nothing else reads is applied inside it
     (`Call.updates`), so that it never exists as a tensor, unless other calls of the forward pass read the parameter, too:
     they may be computed again later. Any other gets an `sgd` call, after the last reader of the parameter.
     """
@@ -133,7 +133,8 @@ def add_updates(program: Program, backward: list[Call], gradients: dict[str, str
         call, last = program.calls[at], readers[parameter][-1]
         slot = next(s for s, t in call.outputs.items() if t == gradient)
         sole = sum(i < forward for i in readers[parameter]) == 1
-        if uses[gradient] == 0 and slot.startswith("d_") and last <= at and sole:
+        able = program.has_op(call) and slot.removeprefix("d_") in program.op(call).updatable()
+        if uses[gradient] == 0 and slot.startswith("d_") and last <= at and sole and able:
             outputs = {s: t for s, t in call.outputs.items() if t != gradient}
             program.calls[at] = replace(call, outputs=outputs, updates={**call.updates, slot.removeprefix("d_"): parameter})
             del program.tensors[gradient]
@@ -167,8 +168,8 @@ def slice_early(program: Program) -> None:
         x = call.inputs["x"]
         if (x, weight.index) not in cuts:
             cuts[x, weight.index] = _cut_columns(program, x, weight, call.where)
-        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cuts[x, weight.index]},
-                                           attrs={**call.attrs, "x_sliced": 1}))
+        inputs = {s: t for s, t in call.inputs.items() if s != "x"} | {"x_part": cuts[x, weight.index]}
+        program.replace_call(call, replace(call, inputs=inputs))
 
 
 def _cut_columns(program: Program, x: str, weight: Weight, where: str) -> str:

@@ -12,6 +12,7 @@ from compilation.ops.base import Arrays, Op, Site, Slot
 from compilation.program import Program, Role
 from compilation.regions import plan
 from compilation.regions.loops import Nest
+from compilation.regions.statements import needed
 from compilation.types import Type
 
 PREFIX = "region."
@@ -63,7 +64,7 @@ class Region(Op):
     @cached_property
     def needed_for(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
         """Input slot -> the results that need it."""
-        reads = {r: _reads(self.definition, r) for r in self.results}
+        reads = {r: {t for c in needed(self.definition.calls, {r}) for t in c.inputs.values()} for r in self.results}
         return {s.name: tuple(r for r in self.results if s.name in reads[r]) for s in self.inputs}
 
     def bind(self, site: Site) -> dict[str, int]:
@@ -98,21 +99,9 @@ class Region(Op):
         return plan.nest(self, site)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
+        made = [r for r in self.results if all(s in inputs for s, results in self.needed_for.items() if r in results)]
         values = dict(inputs)
-        for c in self.definition.calls:
-            try:
-                made = REGISTRY[c.op].reference({s: values[t] for s, t in c.inputs.items() if t in values}, dict(c.attrs))
-            except KeyError:
-                continue
-            values |= {t: made[s] for s, t in c.outputs.items() if s in made}
-        return {r: values[r] for r in self.results if r in values}
-
-
-def _reads(definition: Program, result: str) -> set[str]:
-    needed = {result}
-    for c in reversed(definition.calls):
-        outputs = {s for s, t in c.outputs.items() if t in needed}
-        if outputs:
-            rules = REGISTRY[c.op].needed_for
-            needed |= {t for s, t in c.inputs.items() if s not in rules or set(rules[s]) & outputs}
-    return needed
+        for c in needed(self.definition.calls, set(made)):
+            results = REGISTRY[c.op].reference({s: values[t] for s, t in c.inputs.items()}, dict(c.attrs))
+            values |= {t: results[s] for s, t in c.outputs.items()}
+        return {r: values[r] for r in made}

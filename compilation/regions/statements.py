@@ -237,7 +237,8 @@ def apart(call: Call, split: bool) -> list[Call]:
     groups: dict[object, dict[str, str]] = {}
     sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
     for slot, tensor in sinks_first:
-        key: object = slot if not op.joint else frozenset(op.free(slot)) if split else 0
+        together = op.joint or op.carried
+        key: object = slot if not together else frozenset(op.free(slot)) if split else 0
         groups.setdefault(key, {})[slot] = tensor
     return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
 
@@ -337,9 +338,9 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
         terms = [t for t, root in roots.items() if root in shared and root in c.inputs.values()]
         for term in terms:
             slot = next(s for s, t in c.inputs.items() if t == roots[term])
-            each = replace(c, inputs={**c.inputs, slot: term})
+            each = replace(c, inputs={**c.inputs, slot: term}, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
             out.append(each)
-            for t in c.outputs.values():
+            for t in each.outputs.values():
                 sums.setdefault(t, []).append(each)
         if terms:
             continue

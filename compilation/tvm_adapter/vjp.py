@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from compilation.errors import GradientError
-from compilation.program import Program, Role, Tensor
+from compilation.program import Role, Tensor
 from compilation.regions.definition import numbered
 from compilation.regions.region import Region
+from compilation.regions.statements import needed
 from compilation.tvm_adapter.adjoint import adjoint_calls, culprit
 from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.relax_ops import DY, RULES_OF_REGIONS, Rule, pairing, register_all
@@ -33,20 +34,9 @@ def _differentiated(region: Region) -> Rule:
     slots = [n for n, t in work.tensors.items() if t.role in (Role.INPUT, Role.CONSTANT) and t.element == F32]
     work.add(Tensor(DY, work.tensors[result].type, Role.INPUT))
     backward, gradients = adjoint_calls(work, work.calls, slots, lambda values: pairing(values[result], values[DY]))
-    work.calls += backward
     names: dict[str, str] = {}          # gradient tensor -> result of the gradient region
     gives = {s: t if t == DY else names.setdefault(t, f"d_{s}") for s, t in gradients.items()}
     if not names:
         return Rule(None, gives)
-    return Rule(Region(numbered(_pruned(work, set(names)), names), tuple(names.values())), gives)
-
-
-def _pruned(program: Program, wanted: set[str]) -> Program:
-    """Only the calls that lead to what is wanted. (Of the backward calls all do.)"""
-    needed, kept = set(wanted), []
-    for c in reversed(program.calls):
-        if needed & set(c.outputs.values()):
-            needed |= set(c.inputs.values())
-            kept.append(c)
-    program.calls = kept[::-1]
-    return program
+    work.calls = needed([*work.calls, *backward], set(names))
+    return Rule(Region(numbered(work, names), tuple(names.values())), gives)

@@ -161,6 +161,7 @@ class Emitter:
         op = self.registry.get(call.op)
         if op is None:
             raise CodegenError(f"operation {call.op} is not in the registry: add a definition to compilation/ops")
+        self.require_fit(op, call)
         fields: dict[str, str] = {}
         write = {"matrix": self.matrix, "tile": self.window}
         own = {s for s in call.updates if gradient_slot(s) not in op.slots}     # written as sinks below
@@ -207,6 +208,20 @@ class Emitter:
             fields["scratch"] = self.pointer(call.scratch)
         return CallCode(index, call.op, call.where, tuple(fields.items()), f"{code.name}(&call_{index}, step);",
                         struct=f"{code.name}_args")
+
+    def require_fit(self, op: Op, call: Call) -> None:
+        """Whole tensors are rows of any number: a kernel that takes panels, or a few of an index, is for regions to call."""
+        if "rows" in op.attrs:
+            return                  # takes rows in panels by itself
+        for slot, layout in op.layout.items():
+            name = call.inputs.get(slot) or call.outputs.get(slot)
+            if name and layout == "panel" and self.program.tensors[name].shape[0] > 1:
+                raise CodegenError(f"its kernel takes {slot} as a panel, and {name} is whole: a region has to call it")
+        sizes = op.bind(site_of(self.program, call, op)) if op.limit else {}
+        for index, most in op.limit.items():
+            if sizes[index] > most:
+                raise CodegenError(f"its kernel takes {most} of {index}, not {sizes[index]}: a region has to call it")
+
 
     def tir_call(self, index: int, call: Call) -> CallCode:
         symbol, source = str(call.attrs["symbol"]), str(call.attrs["c_source"])

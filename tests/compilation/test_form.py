@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -11,11 +13,14 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import SwiGLU, SwiGLUPacked
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
+from algorithm.models.gram import add_gram
+from algorithm.models.lora import add_lora
 from compilation.capture import InputSpec
 from compilation.interpret import Interpreter
-from compilation.ops import REGISTRY
 from compilation.passes.form import candidates, form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.training import (
@@ -27,14 +32,15 @@ from compilation.passes.training import (
     make_matrices,
     parameter_values,
 )
+from compilation.passes.wrap import wrap_leaves
+from compilation.pieces import pieces
 from compilation.pipeline import Compiler
-from compilation.program import Program
+from compilation.program import VIEW, Program, Role
+from compilation.program_file import from_json
 from compilation.regions.region import Region
 from compilation.tvm_adapter import differentiate, relax_ops, vjp
 from compilation.verify import verify
 from tests.compilation.models import IMAGE, FanOut, image_input, torch_step
-
-pytestmark = pytest.mark.skipif(not REGISTRY["linear"].leaf, reason="no leaves are declared yet")
 
 
 def vit(depth: int = 2, **options: object) -> nn.Module:
@@ -83,13 +89,15 @@ def trained(compiler: Compiler, program: Program, image: np.ndarray, steps: int 
     """Losses, and the trained tensors, after steps in float64."""
     machine = Interpreter(program, parameter_values(program, compiler.exported.parameters))
     losses = [machine.step(image, 1, 0.1, momentum) for _ in range(steps)]
-    return losses, {t.name: machine.memory[t.name] for t in program.tensors.values() if t.role.value == "trained"}
+    found = {p: [machine.memory[t.name] for t in tensors if t.role is Role.TRAINED]
+             for p, tensors in pieces(program).items()}
+    return losses, {p: np.concatenate(values) for p, values in found.items() if values}
 
 
 def check(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], image: np.ndarray, x: torch.Tensor,
           momentum: float = 0.0) -> Program:
     """Two steps with regions give what two steps without them give, and what PyTorch gives."""
-    compiler = Compiler(model, spec)
+    compiler = Compiler(model, spec, leaves=True)
     formed, plain = (training_step(compiler, plan, f, momentum) for f in (True, False))
     losses, moved = trained(compiler, formed, image, 2, momentum)
     want_losses, want = trained(compiler, plain, image, 2, momentum)
@@ -99,7 +107,9 @@ def check(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], image: 
         np.testing.assert_allclose(moved[name], want[name], rtol=0, atol=1e-12, err_msg=name)
     torch_losses, by_torch = torch_step(model, x, 1, plan, 0.1, 2, momentum)
     np.testing.assert_allclose(losses, torch_losses, rtol=1e-9)
-    for name in want.keys() & by_torch.keys():
+    for name in want:
+        if not isinstance(plan[name], str):
+            continue
         got = moved[name].reshape(by_torch[name].shape)
         np.testing.assert_allclose(got, by_torch[name], rtol=0, atol=1e-9, err_msg=name)
     return formed
@@ -127,6 +137,117 @@ def test_a_vit_trains_alike_with_regions(options: dict[str, object]) -> None:
     assert grads and all(c.updates for c in grads)
 
 
+def lora_gram_and_layer_scale() -> nn.Module:
+    model = vit(init_values=0.3)
+    for block in model.blocks:
+        for linear in (block.attn.qkv, block.mlp.fc1):
+            add_lora(linear, 2)
+        add_gram(block.attn, 17, 24, 4)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.15)
+    return model
+
+
+class Separate(nn.Module):
+    """Attention with a linear each for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, attn_mask: None = None, is_causal: bool = False) -> torch.Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def separate() -> nn.Module:
+    model = vit()
+    for block in model.blocks:
+        block.attn = Separate(24, 3)
+    return model.eval()
+
+
+ATTENTION = "layer_norm linear linear linear attention linear add"
+GATED = "layer_norm linear linear gelu mul linear add"
+VARIANTS = {
+    "silu": (partial(vit, act_layer=nn.SiLU), {ATTENTION, "layer_norm linear silu linear add"}),
+    "swiglu": (partial(vit, mlp_layer=SwiGLU), {ATTENTION, GATED}),
+    "packed swiglu": (partial(vit, mlp_layer=SwiGLUPacked), {ATTENTION, GATED}),
+    "qk norm": (partial(vit, qk_norm=True),
+                {"layer_norm linear linear linear layer_norm layer_norm attention linear add", MLP}),
+    "separate": (separate, {ATTENTION, MLP}),
+    "lora, gram and layer scale": (lora_gram_and_layer_scale,
+                                   {"layer_norm linear linear linear mul_const add gelu linear scale add"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_variants_are_two_regions_a_block(variant: tuple[Callable[[], nn.Module], set[str]]) -> None:
+    """No line of the passes names any of them."""
+    make, want = variant
+    model = make()
+    program = check(model, IMAGE, everything(model), *image_input(IMAGE))
+    forward = [c for c in program.calls if "y" in c.outputs and c.op in program.regions]
+    assert [c.where for c in forward] == ["blocks.0", "blocks.0", "blocks.1", "blocks.1"]
+    assert want <= regions(program).keys()
+    for a in forward[0::2]:
+        assert all(c.op != "take_row" or (a is forward[2] and c.inputs["x"] == "x")       # of the block's input alone
+                   for c in program.regions[a.op].definition.calls)
+
+
+def test_token_mixing_is_split_around_what_is_no_leaf() -> None:
+    torch.manual_seed(2)
+    model = MlpMixer(img_size=64, patch_size=16, embed_dim=8, num_blocks=2, num_classes=5, mlp_ratio=(3.0, 2.0)).eval()
+    program = Compiler(model, InputSpec.image((3, 64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)), leaves=True).forward.copy()
+    assert form_regions(program) == 4
+    verify(program, "form")
+    assert regions(program) == {"linear gelu linear": 2, MLP: 2}
+    assert len(program.regions) == 2
+
+
+class Inverted(nn.Module):
+    """Two inverted residuals: convolutions are no leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 24, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1, groups=24),
+                                                  nn.ReLU(), nn.Conv2d(24, 8, 1)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_is_no_leaf_is_left_alone() -> None:
+    forward = Compiler(Inverted().eval(), IMAGE, leaves=True).forward
+    program = forward.copy()
+    assert form_regions(program) == 0
+    assert Counter(c.op for c in program.calls if c.op != VIEW) == Counter(c.op for c in forward.calls if c.op != VIEW)
+
+
+def test_a_leaf_that_needs_tiles_becomes_a_region_of_its_own() -> None:
+    """Unformed calls whose kernels take panels or a few queries: the same numbers, and every gradient update in place."""
+    model = vit()
+    compiler = Compiler(model, IMAGE, leaves=True)
+    plain = training_step(compiler, everything(model), False)
+    wrapped = plain.copy()
+    wrap_leaves(wrapped)
+    verify(wrapped, "wrap")
+    assert not {"attention", "attention_grad", "linear"} & {c.op for c in wrapped.calls if wrapped.tensors[
+        next(iter(c.outputs.values()), wrapped.logits)].shape[0] > 1}
+    image, _ = image_input(IMAGE)
+    (losses, got), (want_losses, want) = (trained(compiler, p, image, 2) for p in (wrapped, plain))
+    assert losses == want_losses
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+    text = wrapped.to_json()
+    assert from_json(text).to_json() == text
+
+
 def test_equal_blocks_are_one_region_differentiated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve blocks: one region of an MLP, and a second for the last block, where one row is asked for."""
     made: list[Region] = []
@@ -136,7 +257,7 @@ def test_equal_blocks_are_one_region_differentiated_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(vjp, "_differentiated", lambda region: made.append(region) or once(region))
     model = vit(depth=12)
     plan: dict[str, Selection] = {n: "all" for n, _ in model.named_parameters() if "bias" in n or "norm" in n}
-    program = training_step(Compiler(model, IMAGE), plan, True)
+    program = training_step(Compiler(model, IMAGE, leaves=True), plan, True)
     mlps = Counter(c.op for c in program.calls if c.op in program.regions and "y" in c.outputs
                    and program.regions[c.op].definition.calls[2].op == "gelu")
     assert sorted(mlps.values()) == [1, 11]
@@ -152,7 +273,7 @@ def test_partial_matrices_get_the_masked_gradient() -> None:
 
 
 def test_only_wanted_gradients_are_made() -> None:
-    program = training_step(Compiler(vit(3), IMAGE), {"blocks.2.norm2.bias": "all"}, True)
+    program = training_step(Compiler(vit(3), IMAGE, leaves=True), {"blocks.2.norm2.bias": "all"}, True)
     made = [c for c in program.calls if c.updates or any(s.startswith("d_") for s in c.outputs)]
     assert [set(c.outputs) for c in made if c.op in program.regions] == [set()]
     assert [c.updates for c in made if c.updates] == [{"beta": "blocks.2.norm2.bias"}]
@@ -168,7 +289,7 @@ def test_only_wanted_gradients_are_made() -> None:
 def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> None:
     model = Chain(*widths).eval()
     spec = InputSpec((6, widths[0]))
-    program = Compiler(model, spec).forward.copy()
+    program = Compiler(model, spec, leaves=True).forward.copy()
     assert form_regions(program) == len(want)
     assert [" ".join(c.op for c in program.regions[call.op].definition.calls)
             for call in program.calls if call.op in program.regions] == want
@@ -177,7 +298,7 @@ def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> N
 
 
 def test_chosen_regions_only() -> None:
-    forward = Compiler(vit(3), IMAGE).forward
+    forward = Compiler(vit(3), IMAGE, leaves=True).forward
     program = forward.copy()
     count = form_regions(program, set())
     assert program.text() == forward.text() and count == len(candidates(forward))
