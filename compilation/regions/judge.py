@@ -245,7 +245,7 @@ class _Text:
         s = self.nest.stored.get(c.call.scratch)
         if c.call.scratch and (s is None or s.offset is None or self.tensors[s.name].uses):
             self.fail(f"{c.call.scratch} is no scratch of its own")
-        if need > (s.type.bytes if s else 0):
+        if need > (s.type.bytes if s else 0) or (s and not need):
             self.fail(f"it needs {need} bytes of scratch and has {s.type.bytes if s else 0}")
         if s is not None:
             axes = (Axis(1), Axis(s.type.shape[-1]))

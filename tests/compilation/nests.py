@@ -128,8 +128,6 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
         for name, (rows, cols, layout) in sizes.items():
             own.append((name, (rows, cols), layout, offset))
             offset += 4 * rows * cols
-        own += [("work", (4 * tn * 16,), "work", offset)] if parts.get("w1", ("",))[0] == "cols" else []
-        own += [("work2", (4 * n * 16,), "work", offset)] if parts.get("w2", ("",))[0] == "cols" else []
         kept = stored(*own)
         inner = Loop("n", n, tn, (
             TileCall("copy", {"x": at("x", row, c)}, {"y": at("xp", t, c)}),
@@ -142,14 +140,13 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
             TileCall("linear_grad", {"w": at("w1", hid, c), "dy": at("du", t, i)}, {"d_x": at("d_x", row, c)},
                      adds={"d_x": ("h",)}, where="fc1"),
             TileCall("linear_grad", {"x": at("x", row, c), "w": at("w1", hid, c), "dy": at("du", t, i)},
-                     {"d_w": at("sum_w", i, c)}, adds={"d_w": ("n",)}, scratch="work" if "work" in kept else "",
-                     where="fc1"),
+                     {"d_w": at("sum_w", i, c)}, adds={"d_w": ("n",)}, where="fc1"),
             TileCall("linear_grad", {"dy": at("du", t, i)}, {"d_b": at("sum_b", hid)}, adds={"d_b": ("n",)}, where="fc1")))
         outer = Loop("h", h, th, (inner, TileCall(
             "linear_grad", {"x": at("act", n, i), "w": at("w2", c, hid), "dy": at("dy", n, c)}, {},
-            updates={"w": at("w2", c, hid)}, scratch="work2" if "work2" in kept else "", where="fc2"),
+            updates={"w": at("w2", c, hid)}, where="fc2"),
             TileCall("apply", {"d_w": at("sum_w", i, c)}, {}, updates={"w": at("w1", hid, c)}, where="fc1")))
-        kept |= stored(("da", (n, th), ROWS, offset + 4 * n * 16))
+        kept |= stored(("da", (n, th), ROWS, offset))
         body = (outer, TileCall("sgd", {"g": at("sum_b", h)}, {}, updates={"p": at("b1", h)}))
         return Nest(kept, body, _scratch(kept))
 
