@@ -204,7 +204,8 @@ class _Text:
         for n, (axis, size) in enumerate(zip(use.axes, self.known.size(c, use), strict=True)):
             full = c.scope.full(axis)
             what = f"{t.name}, axis {n}: "
-            if matrix and t.kind == "stored" and axis.start != axis.origin:
+            part = axis.start != axis.origin and not c.scope.single(axis.start or axis.origin)
+            if matrix and t.kind == "stored" and part:
                 self.fail(f"{what}it holds the gradient of one window alone, which does not follow {axis.start}")
             if axis.origin:
                 capacity = min(c.scope.loops[axis.origin].step * axis.factor, full)
