@@ -10,7 +10,7 @@ import numpy as np
 
 from compilation.ops import REGISTRY
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays
+from compilation.ops.base import Arrays, Site
 from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.windows import Shape
 from compilation.types import BYTES, Type
@@ -160,8 +160,11 @@ def attention(n: int = 37, heads: int = 3, d: int = 5, tm: int = 0) -> Case:
     attrs: dict[str, Any] = {"heads": heads, "scale": 0.0}
     t, head, tq = tile("n", min(16, n)), tile("h", d, d), min(16, n)
     outs = {"y": at("o", held("n", tq), held("h", d, d))}
-    own = stored(("o", (tq, d), PANEL, 0), ("high", (tq, 1), ROWS, 4 * tq * d), ("total", (tq, 1), ROWS, 4 * tq * (d + 1)),
-                 ("work", (4 * (d + 16) * tq,), "work", 4 * tq * (d + 2)))
+    op = REGISTRY["attention"]
+    site = Site({s: x.shape for s, x in v.items()}, attrs, frozenset({"y"}))
+    work = op.scratch(op.window(site, {"n": tq, "h": 1, "m": tm or n}))
+    own = stored(("o", (tq, d), op.layout["y"], 0), ("high", (tq, 1), ROWS, 4 * tq * d), ("total", (tq, 1), ROWS, 4 * tq * (d + 1)),
+                 ("work", (work,), "work", 4 * tq * (d + 2)))
     keys: Axis | int = tile("m", tm) if tm else n
     ins = {"q": at("q", t, head), "k": at("k", keys, head), "v": at("v", keys, head)}
     call: Loop | TileCall = TileCall("attention", ins, outs, attrs, scratch="work", where="attn")
