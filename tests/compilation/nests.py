@@ -163,8 +163,8 @@ def attention(n: int = 37, heads: int = 3, d: int = 5, tm: int = 0) -> Case:
     op = REGISTRY["attention"]
     site = Site({s: x.shape for s, x in v.items()}, attrs, frozenset({"y"}))
     work = op.scratch(op.window(site, {"n": tq, "h": 1, "m": tm or n}))
-    own = stored(("o", (tq, d), op.layout["y"], 0), ("high", (tq, 1), ROWS, 4 * tq * d), ("total", (tq, 1), ROWS, 4 * tq * (d + 1)),
-                 ("work", (work,), "work", 4 * tq * (d + 2)))
+    own = stored(("o", (tq, d), op.layout["y"], 0), ("high", (tq, 1), ROWS, 4 * tq * d),
+                 ("total", (tq, 1), ROWS, 4 * tq * (d + 1)), ("work", (work,), "work", 4 * tq * (d + 2)))
     keys: Axis | int = tile("m", tm) if tm else n
     ins = {"q": at("q", t, head), "k": at("k", keys, head), "v": at("v", keys, head)}
     call: Loop | TileCall = TileCall("attention", ins, outs, attrs, scratch="work", where="attn")
