@@ -213,10 +213,10 @@ class _Verifier:
                 self.fail(f"slot {slot} takes a parameter, but {name} is {t.role.value}")
             if declared.kind == "index":
                 self._index(name, where.shapes[declared.of][-1])
+            if declared.kind == "tile" and declared.of:
+                self._cut(name, call.inputs.get(declared.of, ""))
         self._guard(op.bind, where)
         self._guard(op.check, where)
-        if where.attrs.get("x_sliced"):
-            self._sliced(call)
         forward = GRADIENTS.get(op.name)
         if forward and not any(c.op == forward and self._fed_alike(op, call, c) for c in self._spelled()):
             self.fail(f"no {forward} has the parameters that it makes gradients for")
@@ -234,14 +234,12 @@ class _Verifier:
         if not _ascending(listed, size):
             self.fail(f"the index list {name} must be ascending, without repeats and within 0..{size - 1}")
 
-    def _sliced(self, call: Call) -> None:
-        """x has only the trained columns: it was cut by the same list."""
-        if "x" not in call.inputs:
-            return
-        made = next((c for c in self.program.calls if call.inputs["x"] in c.outputs.values()), None)
+    def _cut(self, name: str, weight: str) -> None:
+        """The tensor has only the columns in which the weight is trained: it was cut by the same list."""
+        made = next((c for c in self.program.calls if name in c.outputs.values()), None)
         listed = self.program.constants.get(made.inputs.get("index", ""), ()) if made else ()
-        if tuple(listed) != self.program.weights[call.inputs["w"]].index:
-            self.fail(f"{call.inputs['x']} does not hold the trained columns of {call.inputs['w']}")
+        if weight not in self.program.weights or tuple(listed) != self.program.weights[weight].index:
+            self.fail(f"{name} does not hold the trained columns of {weight}")
 
     def _spelled(self) -> Iterator[Call]:
         """All calls, those of regions as their definitions say."""

@@ -10,7 +10,7 @@ import numpy as np
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import COUNT, tile
-from compilation.types import SUM, Type
+from compilation.types import SUM
 
 KEYS, QUERIES = 16, 16      # VT_KEYS: keys taken at a time; VT_QUERIES: most queries of one call
 
@@ -80,6 +80,7 @@ class AttentionStatistics(AttentionOp):
     e^(s - high) times the value's product with dy: all that its gradient has to know of the other keys."""
 
     name, symbol = "attention_statistics", "vt_attention_statistics"
+    joint = True
     inputs, outputs = (tile("q"), tile("k"), tile("v"), tile("dy")), (tile("high"), tile("total"), tile("delta"))
     indices = "q: n h*d, k: m h*d, v: m h*e, dy: n h*e -> high: n h, total: n h, delta: n h"
     carried = {"m": ("high", "total", "delta")}
@@ -104,16 +105,12 @@ class AttentionGrad(AttentionOp):
 
     name, symbol = "attention_grad", "vt_attention_grad"
     inputs = (tile("q"), tile("k"), tile("v"), tile("dy"), tile("high"), tile("total"), tile("delta"))
-    outputs = (tile("d_q"), tile("d_k"), tile("d_v"), tile("y", True))
+    outputs = (tile("d_q"), tile("d_k"), tile("d_v"), tile("y"))
     indices = ("q: n h*d, k: m h*d, v: m h*e, dy: n h*e, high: n h, total: n h, delta: n h "
                "-> d_q: n h*d, d_k: m h*d, d_v: m h*e, y: n h*e")
     needed_for = {"v": ("d_q", "d_k", "y"), "dy": ("d_q", "d_k", "d_v"), "delta": ("d_q", "d_k")}
     adds, layout = ("d_q", "d_k", "d_v", "y"), dict.fromkeys(("k", "v", "dy", "d_q", "d_k", "d_v", "y"), "rows")
     linear, joint, before, remakes = {"dy": ("d_v",)}, True, "attention_statistics", {"y": "y"}
-
-    def infer(self, site: Site) -> dict[str, Type]:
-        sizes = self.bind(site)
-        return {s.name: Type(self.line.shape(s.name, sizes)) for s in self.outputs}
 
     def slopes(self, site: Site) -> bool:
         """Whether the gradient of the scores is made."""

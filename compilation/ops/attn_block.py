@@ -293,7 +293,7 @@ class AttnBlockGrad(AttentionOp):
         at_once = min(KEYS, n if whole else 2 * bk, n)
         panel = t * (w + w * site.has("ls") + d * o + (4 if t > 1 else 2) * d + 2 * at_once)
         stage = 0
-        if "d_wqkv" in wants and (self.attr(site, "norm") or by_columns(site, "wqkv")):
+        if "d_wqkv" in wants and self.attr(site, "norm"):
             stage = n * stage_width(part_shape(site, "wqkv")[1])
         floats += max(panel, stage)
         floats += rp * n + max(r, rp) * t + 3 * d * r * ("d_qkv_b" in wants) + rp * d * ("d_proj_a" in wants)

@@ -27,6 +27,7 @@ class Slot:
     kind: "tile" (a token matrix of two axes, passed as a window: vt_in, vt_out), "tensor" (a plain buffer),
     "vector" (a 1-D or small parameter; trainable as a whole), "matrix" (a Weight, possibly in two parts; see
     `program.Weight`), "index" (a constant list of columns of the slot `of`).
+    of: for a tile, the matrix slot of which it has the trained columns only, not all.
     optional: may be absent. An optional output is there only where an index that it is carried over is tiled.
     """
 
@@ -167,6 +168,10 @@ class Op:
         """Indices along which the call is told where its window begins, in the field `<index>_at`: the axes of matrices
         and of their gradients, which are passed whole. Of `linear`: ("o", "c")."""
         return self.line.indices(s.name for s in self.slots.values() if s.kind == "matrix" and s.name in self.line.axes)
+
+    def on_request(self, output: str) -> bool:
+        """Whether a call makes this output only where it is wanted: a gradient, or the forward result once more."""
+        return output.startswith("d_") or output in self.remakes
 
     def bind(self, site: Site) -> dict[str, int]:
         """Index -> size. Raises ValueError naming the slot whose shape does not fit.

@@ -10,7 +10,7 @@ from compilation.ops.base import Op, Shape, Site, Slot
 from compilation.types import F32, INDEX, Element
 
 ROWS = (16, 8, 4, 2, 1)     # token panel widths that the kernels know
-LANES = 16                  # widest tile of vt_panel.h
+STAGE = 16                  # columns that a weight gradient makes again at a time: VT_STAGE
 FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
@@ -78,8 +78,8 @@ def check_pairs(site: Site, *pairs: tuple[str, str]) -> None:
 
 
 def stage_width(columns: int) -> int:
-    """Lanes in which a weight gradient with that many packed columns is staged."""
-    return width(columns, LANES)
+    """Columns at a time in which a weight gradient with that many packed ones makes its operand again."""
+    return width(columns, STAGE)
 
 
 def blocks(n: int, size: int) -> int:

@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Op, Sample, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, Slot, register
 from compilation.ops.common import (
-    FLAG,
     ROWS,
     by_columns,
     fastest_first,
     grid,
     matrix,
-    part_shape,
     part_size,
     row_settings,
-    stage_width,
     tile,
     vector,
     width,
@@ -69,44 +66,32 @@ class Linear(Op):
 
 @register
 class LinearGrad(Op):
-    """Gradients of linear. x is read for d_w only, and may be its trained columns alone (x_sliced)."""
+    """Gradients of linear. For d_w it reads x, or x_part: its trained columns alone."""
 
     name, symbol, source = "linear_grad", "vt_linear_grad", "vt_linear.c"
-    inputs = (tile("x", True), matrix("w"), tile("dy"))
+    inputs = (tile("x", True), Slot("x_part", "tile", True, of="w"), matrix("w"), tile("dy"))
     outputs = (tile("d_x"), matrix("d_w"), vector("d_b"))
-    indices = "x: n c, w: o c, dy: n o -> d_x: n c, d_w: o c, d_b: o"
-    adds, layout = ("d_x", "d_w", "d_b"), {"x": "rows", "d_x": "rows"}
+    indices = "x: n c, x_part: n [k], w: o c, dy: n o -> d_x: n c, d_w: o c, d_b: o"
+    adds, layout = ("d_x", "d_w", "d_b"), {"x": "rows", "x_part": "rows", "d_x": "rows"}
     linear = {"dy": ("d_x", "d_w", "d_b")}
-    attrs, legal = {"x_sliced": (int, 0)}, {"x_sliced": FLAG}
-    needed_for = {"x": ("d_w",), "w": ("d_x", "d_w")}
-
-    def bind(self, site: Site) -> dict[str, int]:
-        if not (self.attr(site, "x_sliced") and by_columns(site, "w") and site.has("x")):
-            return super().bind(site)
-        sizes = super().bind(replace(site, shapes={s: shape for s, shape in site.shapes.items() if s != "x"}))
-        if site.shapes["x"] != (sizes["n"], site.part("w")[1]):
-            raise ValueError(f"x has shape {list(site.shapes['x'])}, not {[sizes['n'], site.part('w')[1]]}")
-        return sizes
+    needed_for = {"x": ("d_w",), "x_part": ("d_w",), "w": ("d_x", "d_w")}
 
     def check(self, site: Site) -> None:
-        if self.attr(site, "x_sliced") and not by_columns(site, "w"):
-            raise ValueError("x_sliced asks for a weight that is trained by columns")
+        if site.has("x_part") and (not by_columns(site, "w") or site.shapes["x_part"][1] != site.part("w")[1]):
+            raise ValueError("x_part has to be the columns of x in which w is trained")
+        if "d_w" in site.wants and site.has("x") == site.has("x_part"):
+            raise ValueError("d_w is made of x or of x_part")
 
     def macs(self, site: Site) -> int:
         (n, o), c = site.shapes["dy"], site.shapes["w"][1] if site.has("w") else 0
         return n * o * c * ("d_x" in site.wants) + ("d_w" in site.wants and n * part_size(site, "w"))
 
-    def scratch(self, site: Site) -> int:
-        if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):
-            return 0
-        return SUM.of(site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1]))
-
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_b": inputs["dy"].sum(0)}
         if "w" in inputs:
             made["d_x"] = inputs["dy"] @ inputs["w"]
-        if "x" in inputs:
-            made["d_w"] = inputs["dy"].T @ inputs["x"]
+        for x in {"x", "x_part"} & inputs.keys():
+            made["d_w"] = inputs["dy"].T @ inputs[x]
         return made
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
@@ -118,5 +103,6 @@ class LinearGrad(Op):
             yield Sample({k: made[k] for k in ("w", "dy")}, wants=("d_x",))
             yield Sample({"dy": made["dy"]}, wants=("d_b",))
             yield Sample(made, wants=every, parts={"w": ("cols", cols)})
-            yield Sample({**made, "x": made["x"][:, cols]}, {"x_sliced": 1}, ("d_w",), {"w": ("cols", cols)})
+            cut = {"x_part": made["x"][:, cols], "w": made["w"], "dy": made["dy"]}
+            yield Sample(cut, wants=("d_w",), parts={"w": ("cols", cols)})
             yield Sample(made, wants=every, parts={"w": ("rows", some)})

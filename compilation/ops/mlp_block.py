@@ -13,7 +13,6 @@ from compilation.ops.common import (
     COUNT,
     FLAG,
     ROWS,
-    by_columns,
     check_eps,
     check_pairs,
     fastest_first,
@@ -218,7 +217,7 @@ class MlpBlockGrad(Mlp):
         floats += n * d * (norm and "d_x" not in site.wants)
         floats += n * min(chunk, part_shape(site, "w2")[1]) * w2 + n * chunk * inner
         stage = 0
-        if w1 and (self.attr(site, "norm") or by_columns(site, "w1")):
+        if w1 and self.attr(site, "norm"):
             stage = n * stage_width(part_shape(site, "w1")[1])
         return SUM.of(floats + max(panel, stage))
 

@@ -168,8 +168,8 @@ def slice_early(program: Program) -> None:
         x = call.inputs["x"]
         if (x, weight.index) not in cuts:
             cuts[x, weight.index] = _cut_columns(program, x, weight, call.where)
-        program.replace_call(call, replace(call, inputs={**call.inputs, "x": cuts[x, weight.index]},
-                                           attrs={**call.attrs, "x_sliced": 1}))
+        inputs = {s: t for s, t in call.inputs.items() if s != "x"} | {"x_part": cuts[x, weight.index]}
+        program.replace_call(call, replace(call, inputs=inputs))
 
 
 def _cut_columns(program: Program, x: str, weight: Weight, where: str) -> str:

@@ -30,7 +30,7 @@ def split_windows(program: Program) -> None:
 def _split(program: Program, tensor: str) -> bool:
     """Whether the tensor was replaced by its windows."""
     readers = [c for c in program.calls if tensor in c.inputs.values()]
-    cuts = tuple(sorted({(c.attrs["first"], c.attrs["count"]) for c in readers if c.op == WINDOW}))
+    cuts = tuple(sorted({(c.attrs["start"], c.attrs["count"]) for c in readers if c.op == WINDOW}))
     ends = [0, *(first + count for first, count in cuts)]
     whole = [first for first, _ in cuts] == ends[:-1] and ends[-1] == program.tensors[tensor].shape[-1]
     made, uses = producers(program), use_counts(program)
@@ -95,11 +95,11 @@ def _replace(program: Program, call: Call, readers: list[Call], cuts: Cuts) -> N
             part = replace(t, name=fresh(program, f"{name}[{first}:{first + count}]"),
                            type=t.type.shaped((*t.shape[:-1], count)))
             windows[slot].append(program.add(part).name)
-            before.append(Call(WINDOW, {"x": name}, {"y": part.name}, {"first": first, "count": count}, where=call.where))
+            before.append(Call(WINDOW, {"x": name}, {"y": part.name}, {"start": first, "count": count}, where=call.where))
     made: list[Call] = []
     renamed: dict[str, str] = {}
     for i, (first, _) in enumerate(cuts):
-        result, *more = [c.outputs["y"] for c in readers if c.attrs["first"] == first]
+        result, *more = [c.outputs["y"] for c in readers if c.attrs["start"] == first]
         renamed |= dict.fromkeys(more, result)
         inputs = {s: windows[s][i] if s in windows else t for s, t in call.inputs.items()}
         made.append(replace(call, inputs=inputs, outputs={"y": result}))

@@ -17,7 +17,7 @@ EITHER, FIRST = (("in0",), ("in1",)), (("in0",),)
 TAIL = {"relax:matmul": EITHER, "relax:multiply": EITHER, "relax:negative": FIRST,
         "relax:permute_dims": FIRST, "relax:reshape": FIRST, "relax:squeeze": FIRST, "relax:expand_dims": FIRST,
         "relax:strided_slice": FIRST}
-SIGMOID, PRODUCT, FACTOR = "relax:sigmoid", "relax:multiply", "mul_const"
+SIGMOID, PRODUCT, FACTOR = ("relax:sigmoid", "sigmoid"), ("relax:multiply", "mul"), "mul_const"
 
 
 def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Program:
@@ -26,12 +26,12 @@ def drop_zeros(program: Program, zero: Set[str], trained: Collection[str]) -> Pr
     for call in program.calls:
         if _vanishes(program, call, {n for n, v in known.items() if v == 0.0}):
             known |= dict.fromkeys(call.outputs.values(), 0.0)
-        elif call.op == SIGMOID and known.get(call.inputs.get("in0", "")) == 0.0:
+        elif call.op in SIGMOID and known.get(next(iter(call.inputs.values()))) == 0.0:
             known |= dict.fromkeys(call.outputs.values(), 0.5)
     if not known.keys() & {t for c in program.calls for t in c.outputs.values()}:
         return program
     needed = set(trained) & program.tensors.keys()
-    for outputs in [c.outputs for c in program.calls if c.op in ("add", PRODUCT, VIEW)]:
+    for outputs in [c.outputs for c in program.calls if c.op in ("add", *PRODUCT, VIEW)]:
         found = next((c for c in program.calls if c.outputs == outputs), None)  # its inputs may be others by now
         if found and (other := _same_as(program, found, known)):
             shorter = _bypass(program, found, other)
@@ -56,7 +56,7 @@ def _same_as(program: Program, call: Call, known: Mapping[str, float]) -> str | 
     for value, other in zip(inputs, reversed(inputs), strict=True) if len(inputs) == 2 else ():
         if call.op == "add" and known.get(value) == 0.0:
             return other
-        if call.op == PRODUCT and known.get(value):
+        if call.op in PRODUCT and known.get(value):
             made = next((c for c in program.calls if other in c.outputs.values()), None)
             if made is not None and made.op == FACTOR and made.attrs["value"] * known[value] == 1.0 \
                     and _may_be(program, made.inputs["x"], call.outputs["y"]):

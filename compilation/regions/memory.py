@@ -290,7 +290,7 @@ class Layout:
         if item.updates:
             rank = len(self.builder.work.types[s.update].shape)
             axes = self._axes(item, s.along(next(iter(s.makes or s.reads)))[-rank:], (None, None))
-            updates = {next((o.removeprefix("d_") for o in s.makes), "p"): Window(s.update, axes)}
+            updates = {next((o.removeprefix("d_") for o in s.makes), s.op.own_update or ""): Window(s.update, axes)}
         at = self.at[id(item)]
         return TileCall(s.op.name, inputs, outputs, s.call.attrs, updates, self._adds(item), self._carried(item),
                         f"work.{at}" if self.kernel_scratch(item) else "", s.call.where)

@@ -99,6 +99,7 @@ class Builder:
         self.instances: dict[tuple[object, ...], list[Instance]] = {}
         self.slots: dict[str, Instance] = {}
         self.sums: dict[str, Instance] = {}
+        self._taken: dict[str, bool] = {}
         self._loops_of: dict[Statement, list[tuple[Label, int, bool]]] = {}
         self.ancestors: dict[str, set[str]] = {}
 
@@ -152,6 +153,16 @@ class Builder:
                 return False
         return True
 
+    def _shared(self, tensor: str) -> bool:
+        """Whether all readers of a tensor may take each share of it by itself."""
+        if tensor not in self._taken:
+            readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
+            whole = "rows" in self.schedule.choices
+            self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
+                whole and t not in self.work.sums and not r.op.slots[o].sink for o, t in r.makes.items())
+                for r, slot in readers)
+        return self._taken[tensor]
+
     def _small(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether a buffer for a gradient is smaller than what it is a product of, kept whole along the label."""
         looped = {x for x, _, _ in self.loops}
@@ -173,7 +184,7 @@ class Builder:
         """Labels that what it reads is summed over, where it may take each share by itself: it is linear in it and adds."""
         found = []
         for slot, source in s.sources.items():
-            if takes_shares(s.call, slot):
+            if self._shared(s.reads[slot]):
                 out = next(o for o, t in source.makes.items() if t == s.reads[slot])
                 axes = {a.label for a in source.along(out)}
                 found += [x for x, _, _ in self.loops_of(source) if x not in axes and self._outside(source, out, x)]
@@ -237,9 +248,8 @@ class Builder:
     def _share_is_read(self, s: Statement, tensor: str, block: Block) -> bool:
         if "each" not in self.schedule.choices:
             return False
-        readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
-        return bool(readers) and all(takes_shares(r.call, slot) and block.label in [x for x, _, _ in self.loops_of(r)]
-                                     for r, slot in readers)
+        readers = [r for r in self.work.all if tensor in r.reads.values()]
+        return self._shared(tensor) and all(block.label in [x for x, _, _ in self.loops_of(r)] for r in readers)
 
     @staticmethod
     def _key(tensor: str, along: Sequence[Along]) -> tuple[object, ...]:
@@ -349,7 +359,7 @@ class Builder:
         """What is read in a slot, made for it."""
         tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
         out = next(o for o, t in source.makes.items() if t == tensor)
-        if not ("each" in self.schedule.choices and takes_shares(s.call, slot)):
+        if not ("each" in self.schedule.choices and self._shared(tensor)):
             path = self._complete(source, out, path)
         block, inside = self._below(source, path, open_)
         self._place(source, block, inside, {out: want or ROWS})
@@ -490,6 +500,8 @@ class Builder:
         block = self._open(self.root, self.loops_of(update), update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
+        for slot in update.reads.keys() - {read}:
+            placed.reads[slot] = self.slot(update.reads[slot], update.along(slot))
         block.items.append(placed)
         instance.reads.append((placed, read))
 
@@ -544,7 +556,7 @@ def _applier(s: Statement, slot: str) -> Statement:
     """Applies a buffer with the gradient of (the trained part of) a weight's window."""
     op = REGISTRY["apply"]
     weight = slot.removeprefix("d_")
-    reads = {"d_w": s.makes[slot]}
+    reads = {"w": s.update, "d_w": s.makes[slot]}
     site = Site({"w": s.site.shapes[weight]}, {}, frozenset(), {"w": s.site.parts[weight]} if weight in s.site.parts else {})
     applied = Statement(op, Call(op.name, reads, {}, where=s.call.where), reads, {}, site, update=s.update)
     for axis, along in zip(op.axes("w"), s.along(slot), strict=True):

@@ -1,8 +1,8 @@
 """Runs a nest on NumPy arrays in float64, call by call, with the operations' references: what a nest means.
 
 Every tensor is a flat array that windows are cut from as the C cuts them. All of them start as NaN, so that what is read
-before it is made shows in the result; with `one_scratch` the nest's own tensors stand in one array, at their offsets, so that
-an offset or a lifetime that is wrong shows, too.
+before it is made shows in the result; with `one_scratch` the nest's own tensors stand in one array, at their offsets, so
+that an offset or a lifetime that is wrong shows, too.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from compilation.errors import VerificationError
 from compilation.ops import REGISTRY, Op
 from compilation.ops.base import Arrays
 from compilation.regions.loops import ROWS, Loop, Nest, Stored, TileCall, Window
-from compilation.regions.windows import Place, Scope, Shape, call_extents, parameter, place, whole_site
+from compilation.regions.windows import Place, Scope, Shape, call_extents, matrix_of, place, whole_site
 from compilation.types import F32, INDEX
 
 Chosen = Mapping[str, tuple[str, Sequence[int]]]    # parameter slot of the region -> axis, the rows or columns trained
 
 
 def run(nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen | None = None, *,
-        one_scratch: bool = False) -> Arrays:
+        over: Mapping[str, str] | None = None, one_scratch: bool = False) -> Arrays:
     """The results by slot, and under `d_<slot>` the gradient of each parameter that the nest updates.
 
     inputs: the region's slots (float64, parameters whole); outputs: the shapes of its results. parts: of parameters trained
-    in part; their gradients have the shape of that part. An updated element of a parameter is NaN from then on.
+    in part; their gradients have the shape of that part. over: result -> the input in whose place
+    it is made. An updated element of a parameter is NaN from then on.
     Raises VerificationError where a kernel's state was lost between two tiles.
     """
-    return _Run(nest, inputs, outputs, parts or {}, one_scratch).run()
+    return _Run(nest, inputs, outputs, parts or {}, over or {}, one_scratch).run()
 
 
 class _Run:
-    def __init__(self, nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen, one: bool) -> None:
+    def __init__(self, nest: Nest, inputs: Arrays, outputs: Mapping[str, Shape], parts: Chosen,
+                 over: Mapping[str, str], one: bool) -> None:
         self.nest, self.parts = nest, parts
         self.shapes: dict[str, Shape] = {**{n: v.shape for n, v in inputs.items()}, **outputs}
         self.flat = {n: v.astype(v.dtype if v.dtype == INDEX.numpy else np.float64).ravel() for n, v in inputs.items()}
-        self.flat |= {n: _nan(math.prod(s)) for n, s in outputs.items()}
+        self.flat |= {n: self.flat[over[n]] if n in over else _nan(math.prod(s)) for n, s in outputs.items()}
         self.layouts: dict[str, str] = {}
         scratch = _nan(nest.scratch // F32.bytes)
         for s in nest.stored.values():
@@ -83,7 +85,8 @@ class _Run:
         attrs = {**op.defaults(), **call.attrs, **{a: extents[n] for n, a in op.sized.items()}}
         adds = {slot: any(at[v] != (at[p] if (p := scope.loops[v].parent) else 0) for v in over) or not over
                 for slot, over in call.adds.items()}
-        given = {s: self._read(w, scope, at) for s, w in call.inputs.items() if s not in op.once or not any(adds.values())}
+        given = {s: self._given(call, op, s, w, scope, at) for s, w in call.inputs.items()
+                 if s not in op.once or not any(adds.values())}
         given, state = self._carry(call, op, scope, at, given)
         if call.scratch:
             self.flat[call.scratch][...] = np.nan
@@ -101,7 +104,7 @@ class _Run:
             self._write(call, op, slot, window, scope, at, value, adds.get(slot, False))
         for slot, window in call.updates.items():
             gradient = f"d_{slot}" if slot != op.own_update else slot
-            self._update(call, op, gradient, window, scope, at, made[gradient])
+            self._update(op, gradient, window, scope, at, made[gradient])
         if state is not None:
             self.states[state] = given, {s: self._read(w, scope, at) for s, w in call.outputs.items()}
 
@@ -121,8 +124,8 @@ class _Run:
         before, results = self.states[key]
         for slot, window in call.outputs.items():
             if not np.array_equal(self._read(window, scope, at), results[slot]):
-                raise VerificationError(f"{call.op} ({call.where}): {window.tensor} did not keep its state from tile to tile "
-                                        f"of {index}")
+                raise VerificationError(f"{call.op} ({call.where}): {window.tensor} did not keep its state from tile to "
+                                        f"tile of {index}")
         joined = {}
         for slot, value in given.items():
             axis = next((n for n, a in enumerate(op.axes(slot)) if index in a.indices), None)
@@ -147,41 +150,47 @@ class _Run:
     def _read(self, window: Window, scope: Scope, at: dict[str, int]) -> np.ndarray:
         return self.flat[window.tensor][self._where(window, scope, at)]
 
+    def _given(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int]) -> np.ndarray:
+        """What a call is given in a slot: of a matrix's gradient the trained rows and columns of the window."""
+        if not (matrix := matrix_of(op, slot)):
+            return self._read(window, scope, at)
+        _, where = self._trained({**call.inputs, **call.updates}[matrix], scope, at)
+        return self.flat[window.tensor][np.arange(where.size).reshape(where.shape)]
+
     def _write(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
                value: np.ndarray, add: bool) -> None:
-        if op.slots[slot].kind == "matrix":
-            value, where = self._part(call, op, slot, window, scope, at, value)
+        if matrix := matrix_of(op, slot):
+            chosen, where = self._trained(call.inputs[matrix], scope, at)
+            value = _within(value, chosen)
+            if window.tensor in self.nest.stored:
+                where = np.arange(where.size).reshape(where.shape)
         else:
             where = self._where(window, scope, at)
         value = value.reshape(where.shape)
         flat = self.flat[window.tensor]
         flat[where] = flat[where] + value if add else value
 
-    def _part(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
-              value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of a gradient of a matrix's window what belongs to its trained part, and where that is in the part."""
-        name = call.inputs[parameter(op, slot)].tensor
-        shape = self.shapes[name]
-        start = [b.value(at) for b in self._place(window, scope).begins]
-        lists = [np.arange(b, b + k) for b, k in zip(start, value.shape, strict=True)]
-        columns = shape[1]
-        if name in self.parts:
-            axis, chosen = self.parts[name]
+    def _trained(self, window: Window, scope: Scope, at: dict[str, int]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Of a matrix's window: the rows and columns in it that are trained, and where they are in the trained part."""
+        place_ = self._place(window, scope)
+        begins, extents = ([p.value(at) for p in found] for found in (place_.begins, place_.extents))
+        chosen = [np.arange(k) for k in extents]
+        lists = [np.arange(b, b + k) for b, k in zip(begins, extents, strict=True)]
+        columns = self.shapes[window.tensor][1]
+        if window.tensor in self.parts:
+            axis, index = self.parts[window.tensor]
             n = int(axis == "cols")
-            inside = [(i, c) for i, c in enumerate(chosen) if start[n] <= c < start[n] + value.shape[n]]
-            value = np.take(value, [c - start[n] for _, c in inside], n)
-            lists[n] = np.array([i for i, _ in inside], int)
-            columns = len(chosen) if axis == "cols" else columns
-        return value, lists[0][:, None] * columns + lists[1][None]
+            lists[n] = np.array([i for i, c in enumerate(index) if begins[n] <= c < begins[n] + extents[n]], int)
+            chosen[n] = np.array(index, int)[lists[n]] - begins[n]
+            columns = len(index) if axis == "cols" else columns
+        return chosen, lists[0][:, None] * columns + lists[1][None]
 
-    def _update(self, call: TileCall, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int],
-                value: np.ndarray) -> None:
+    def _update(self, op: Op, slot: str, window: Window, scope: Scope, at: dict[str, int], value: np.ndarray) -> None:
         name = window.tensor
         gradient = self.updated.setdefault(f"d_{name}", np.full(self._part_shape(name), np.nan))
         if op.slots[slot].kind == "matrix":
-            value, where = self._part(call, op, slot, window, scope, at, value)
-        elif name in self.parts:
-            where = np.arange(gradient.size)        # a gradient that was summed up in a buffer of its own
+            chosen, where = self._trained(window, scope, at)
+            value = value if slot == op.own_update else _within(value, chosen)
         else:
             where = self._where(window, scope, at)
         gradient.ravel()[where] = value.reshape(where.shape)
@@ -191,18 +200,23 @@ class _Run:
         shape = self.shapes[name]
         if name not in self.parts:
             return shape
-        axis, chosen = self.parts[name]
-        return (shape[0], len(chosen)) if axis == "cols" else (len(chosen), shape[1])
+        axis, index = self.parts[name]
+        return (shape[0], len(index)) if axis == "cols" else (len(index), shape[1])
 
     def _poison(self, name: str, where: np.ndarray) -> None:
         """where: positions in the trained part."""
         if name in self.parts:
-            axis, chosen = self.parts[name]
-            index = np.array(chosen)
+            axis, index = self.parts[name]
             rows, cols = np.divmod(where, self._part_shape(name)[1])
-            rows, cols = (rows, index[cols]) if axis == "cols" else (index[rows], cols)
+            rows, cols = (rows, np.array(index)[cols]) if axis == "cols" else (np.array(index)[rows], cols)
             where = rows * self.shapes[name][1] + cols
         self.flat[name][where] = np.nan
+
+
+def _within(gradient: np.ndarray, chosen: list[np.ndarray]) -> np.ndarray:
+    """The chosen rows and columns; a gradient of chosen ones alone is as it is."""
+    shape = tuple(len(c) for c in chosen)
+    return gradient if gradient.shape == shape else gradient[np.ix_(*chosen)]
 
 
 def _nan(count: int) -> np.ndarray:

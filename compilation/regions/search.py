@@ -73,7 +73,8 @@ def _structures(work: Statements, split: bool) -> Iterator[Structure]:
     keys = [x for x in useful if x.carried]
     features = [x for x in useful if x not in tokens and not x.carried and (x.size > FEW or _factor(work, x) > 1)]
     tall = max([x.size for x in (*tokens, *keys)], default=1)
-    for outside in _subsets(features):
+    heads = [x for x in features if _factor(work, x) > 1]       # nothing is gained by heads inside of tokens
+    for outside in ([*heads, *some] for some in _subsets([x for x in features if x not in heads])):
         for blocked in (False, True) if keys else (False,):
             for one in (False, True) if tall > 1 else (True,):
                 for choices in _choices(work, blocked, bool(outside), split):

@@ -338,9 +338,9 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
         terms = [t for t, root in roots.items() if root in shared and root in c.inputs.values()]
         for term in terms:
             slot = next(s for s, t in c.inputs.items() if t == roots[term])
-            each = replace(c, inputs={**c.inputs, slot: term})
+            each = replace(c, inputs={**c.inputs, slot: term}, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
             out.append(each)
-            for t in c.outputs.values():
+            for t in each.outputs.values():
                 sums.setdefault(t, []).append(each)
         if terms:
             continue

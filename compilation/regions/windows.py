@@ -15,7 +15,7 @@ from compilation.ops import REGISTRY, Op, Site
 from compilation.regions.loops import PANEL, Axis, Loop, TileCall, Window
 
 Shape = tuple[int, ...]
-Parts = Mapping[str, tuple[str, int]]       # as `Site.parts`: parameter slot of the region -> axis, how much of it is trained
+Parts = Mapping[str, tuple[str, int]]       # as `Site.parts`: parameter slot -> axis, how much of it is trained
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Poly:
 
     def __str__(self) -> str:
         text = ""
-        for names, n in self.terms:
+        for names, n in sorted(self.terms, key=lambda term: term[1] < 0):
             factors = " * ".join([*names, *([str(abs(n))] if abs(n) != 1 or not names else [])])
             text += (" - " if n < 0 else " + ") * bool(text) + ("-" if n < 0 and not text else "") + factors
         return text or "0"
@@ -155,9 +155,14 @@ def place(window: Window, shape: Shape, layout: str, scope: Scope) -> Place:
     return Place(t * row + c, row, Poly.of(1), tuple(begins), tuple(extents))
 
 
-def parameter(op: Op, slot: str) -> str:
-    """The input slot that a gradient slot belongs to."""
-    return slot.removeprefix("d_") if op.slots[slot].sink else ""
+def matrix_of(op: Op, slot: str) -> str:
+    """The matrix slot of whose gradient a slot is; "" where there is none.
+
+    Its windows are given as those of the whole matrix. In a result there stands the whole trained part; a tensor of the
+    nest's own holds the trained rows and columns of one window, row by row.
+    """
+    name = slot.removeprefix("d_")
+    return name if name != slot and name in op.slots and op.slots[name].kind == "matrix" else ""
 
 
 def windows(call: TileCall) -> dict[str, Window]:
@@ -170,10 +175,11 @@ def windows(call: TileCall) -> dict[str, Window]:
 def whole_site(call: TileCall, scope: Scope, parts: Parts) -> Site:
     """The call as if it were one on whole tensors."""
     op = REGISTRY[call.op]
-    shapes = {s: tuple(map(scope.full, w.axes)) for s, w in call.inputs.items()}
-    wants = frozenset(call.outputs) | {f"d_{s}" for s in call.updates}
-    own = {s: parts[w.tensor] for s, w in call.inputs.items() if op.slots[s].kind == "matrix" and w.tensor in parts}
-    return Site(shapes, call.attrs, wants, own)
+    given = {**call.inputs, **{s: w for s, w in call.updates.items() if s == op.own_update}}
+    shapes = {s: tuple(map(scope.full, w.axes)) for s, w in given.items()}
+    made = frozenset(f"d_{s}" for s in call.updates)
+    own = {s: parts[w.tensor] for s, w in given.items() if op.slots[s].kind == "matrix" and w.tensor in parts}
+    return Site(shapes, call.attrs, made | set(call.outputs), own, made)
 
 
 def call_extents(call: TileCall, scope: Scope, site: Site) -> tuple[dict[str, Poly], dict[str, Poly]]:

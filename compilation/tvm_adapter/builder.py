@@ -153,7 +153,7 @@ class Builder:
     def _cut_columns(self, tensor: str, first: int, count: int) -> str:
         key = (tensor, first, count)
         if key not in self.made:
-            self.made[key] = self._emit("columns", {"x": tensor}, {"first": first, "count": count},
+            self.made[key] = self._emit("columns", {"x": tensor}, {"start": first, "count": count},
                                         hint=f"{tensor}[{first}:{first + count}]")
         return self.made[key]
 
@@ -239,8 +239,11 @@ class Builder:
                                             "expected: replace it by operations on single tensors")
         if value.covers(math.prod(self.program.tensors[value.base].shape)):
             return value.base
-        if not value.parameter and (part := self._pick_row(value) or self._pick_columns(value)):
-            return part
+        if not value.parameter and (picked := self._pick_row(value) or self._pick_columns(value)):
+            return picked
+        arranged = self._arranged(value)
+        if arranged is not None and arranged.base != value.base:
+            return self._materialise(arranged)
         key = (value.base, value.index.shape, value.index.tobytes())
         if key not in self.made:
             assert value.moved is not None

@@ -94,6 +94,10 @@ def reshaped(view: View, shape: tuple[int, ...]) -> View:
     return moved(view, lambda x: relax.op.reshape(x, list(shape)), view.index.reshape(shape))
 
 
+def _permuted(view: View, axes: tuple[int, ...]) -> View:
+    return moved(view, lambda x: relax.op.permute_dims(x, list(axes)), view.index.transpose(axes))
+
+
 def arrangement(tensor: str, shape: tuple[int, int], index: np.ndarray) -> View:
     """The elements of a whole (rows, features) tensor in the order of `index`: by a permutation of rows, groups of features
     and features where it is one."""
@@ -101,13 +105,10 @@ def arrangement(tensor: str, shape: tuple[int, int], index: np.ndarray) -> View:
     for group in {features, shape[1]}:
         if shape[1] % group:
             continue
-        split = (shape[0], shape[1] // group, group)
-        grouped = reshaped(whole, split)
+        grouped = reshaped(whole, (shape[0], shape[1] // group, group))
         for axes in permutations(range(3)):
-            order = grouped.index.transpose(axes)
-            if (order.reshape(-1) == index.reshape(-1)).all():
-                return reshaped(moved(grouped, lambda x, axes=axes: relax.op.permute_dims(x, list(axes)), order),
-                                index.shape)
+            if (grouped.index.transpose(axes).reshape(-1) == index.reshape(-1)).all():
+                return reshaped(_permuted(grouped, axes), index.shape)
     flat = reshaped(whole, (math.prod(shape),))
     chosen = relax.const(index.reshape(-1).astype(I32.numpy))
     return reshaped(moved(flat, lambda x: relax.op.take(x, chosen, 0), index.reshape(-1)), index.shape)

@@ -65,7 +65,7 @@ class Recogniser(Builder):
 
     def _operand(self, value: Any) -> tuple[str, bool] | None:
         """The matrix behind a factor of a product, and whether the product takes it transposed."""
-        value = self._settle(value)
+        value = self._arranged(value) or self._settle(value)
         if not isinstance(value, View) or len(value.shape) < 2 or math.prod(value.shape[:-2]) != 1:
             return None
         rows, columns = value.shape[-2:]
@@ -118,9 +118,9 @@ class Recogniser(Builder):
                 and x.index.size == math.prod(shape) \
                 and (rows := self._rows(x)) is not None:
             return self._as(self._emit("scale", {"x": rows, "s": name}, hint=self.where), shape_of(call))
-        activations = all(isinstance(v, View | Concat) and not getattr(v, "parameter", False) for v in (x, s))
-        same = activations and math.prod(x.shape) == math.prod(s.shape) == math.prod(shape)
-        return self._binary("mul", call, x, s) if self.leaves and same else None
+        if self.leaves and all(isinstance(v, View | Concat) and math.prod(v.shape) == math.prod(shape) for v in (x, s)):
+            return self._binary("mul", call, x, s)
+        return None
 
     def add(self, call: relax.Call, args: list[Value]) -> Value | None:
         (a, b), (first, second) = args, call.args
@@ -257,7 +257,8 @@ class Recogniser(Builder):
         """Attention of three tensors (N, heads * d); a factor of the queries is its scale."""
         made = []
         for value in map(self._settle, args):
-            if not isinstance(value, View) or (rows := self._rows(reshaped(value, (value.shape[1], -1)))) is None:
+            joined = isinstance(value, View) and reshaped(value, (value.shape[1], math.prod(value.shape[2:])))
+            if (rows := self._rows(joined)) is None:
                 return None
             made.append(rows)
         (_, _, heads, d), scale = args[0].shape, 0.0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from compilation.ops.base import Op, Site
+from compilation.passes.rewrite import shape_of, site
 from compilation.program import VIEW, Call, Program, Weight
 from runtime.codegen.layout import Layout
+from runtime.codegen.literals import attribute, gradient_slot
+from runtime.codegen.regions import RegionCode, RegionSlots, region_code
 from runtime.errors import CodegenError
 
 TIR_PREFIX = "tir:"
@@ -35,16 +37,6 @@ class TirFunction:
     source: str
 
 
-def c_float(value: float) -> str:
-    """A float literal that reads back to the same float32."""
-    text = f"{value:.9g}"
-    return text + ("f" if any(c in text for c in ".en") else ".0f")
-
-
-def c_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
-
-
 def site_of(program: Program, call: Call, op: Op) -> Site:
     """What the operation may know of this call (see `Site`)."""
     shapes, parts = {}, {}
@@ -65,10 +57,6 @@ def site_of(program: Program, call: Call, op: Op) -> Site:
     return Site(shapes, call.attrs, wants, parts)
 
 
-def gradient_slot(slot: str) -> str:
-    return slot if slot.startswith("d_") else f"d_{slot}"
-
-
 def table_values(program: Program, name: str) -> list[int] | None:
     """The index list named `<weight>.index` or `<weight>.rest`."""
     base, _, kind = name.rpartition(".")
@@ -85,6 +73,7 @@ class Emitter:
         self.program, self.layout, self.registry = program, layout, registry
         self.extra_tables = tables or {}
         self.tir: dict[str, TirFunction] = {}
+        self.regions: dict[object, RegionCode] = {}     # what a function says -> it
 
     # -- places ------------------------------------------------------------------------------------
     def pointer(self, name: str) -> str:
@@ -156,6 +145,8 @@ class Emitter:
         try:
             if call.op == VIEW:
                 return self.renaming(index, call)
+            if call.op in self.program.regions:
+                return self.region_call(index, call)
             return self.tir_call(index, call) if call.op.startswith(TIR_PREFIX) else self.kernel_call(index, call)
         except CodegenError as error:
             raise CodegenError(f"call {index}, {call.op} ({call.where or 'no module path'}): {error}") from None
@@ -170,6 +161,7 @@ class Emitter:
         op = self.registry.get(call.op)
         if op is None:
             raise CodegenError(f"operation {call.op} is not in the registry: add a definition to compilation/ops")
+        self.require_fit(op, call)
         fields: dict[str, str] = {}
         write = {"matrix": self.matrix, "tile": self.window}
         own = {s for s in call.updates if gradient_slot(s) not in op.slots}     # written as sinks below
@@ -187,18 +179,49 @@ class Emitter:
         if call.scratch:
             fields["scratch"] = self.pointer(call.scratch)
         for attr, (kind, default) in op.fields.items():
-            fields[attr] = self.attribute(attr, kind, call.attrs.get(attr, default))
+            fields[attr] = attribute(attr, kind, call.attrs.get(attr, default))
         for dim, value in op.dims(site_of(self.program, call, op)).items():
             fields[dim] = str(int(value))
         name = f"call_{index}"
         return CallCode(index, call.op, call.where, tuple(fields.items()), f"{op.symbol}(&{name}, step);",
                         struct=f"{op.symbol}_args")
 
-    @staticmethod
-    def attribute(name: str, kind: type, value: Any) -> str:
-        if value is None:
-            raise CodegenError(f"attribute {name} is not set and has no default")
-        return c_float(float(value)) if kind is float else str(int(value))
+    def region_call(self, index: int, call: Call) -> CallCode:
+        """A call of the function that the region has under this schedule; equal ones are one function."""
+        op, where = self.program.op(call), site(self.program, call)
+        shapes = {s: shape_of(self.program, t) for s, t in {**call.inputs, **call.outputs, **call.updates}.items()}
+        present, momentum = {*call.inputs, *call.outputs}, bool(self.program.momentum)
+        slots = RegionSlots.of(op.inputs, op.outputs, present, call.updates, shapes, where.parts, momentum)
+        code = region_code(f"region_{len(self.regions)}", self.program.regions[call.op].nest(where), slots,
+                           f"{call.where} {call.attrs.get('schedule', '')}".strip())
+        code = self.regions.setdefault((code.fields, code.body), code)
+        fields = {}
+        for slot in slots.fields:
+            if slot in call.inputs:
+                kind = op.slots[slot].kind
+                fields[slot] = self.matrix(call.inputs[slot]) if kind == "matrix" else self.pointer(call.inputs[slot])
+            elif op.slots[slot].sink:
+                fields[slot] = self.sink(call, slot.removeprefix("d_"))
+            else:
+                fields[slot] = self.pointer(call.outputs[slot])
+        if call.scratch:
+            fields["scratch"] = self.pointer(call.scratch)
+        return CallCode(index, call.op, call.where, tuple(fields.items()), f"{code.name}(&call_{index}, step);",
+                        struct=f"{code.name}_args")
+
+    def require_fit(self, op: Op, call: Call) -> None:
+        """Whole tensors are rows of any number: a kernel that takes panels, or a few of an index, is for regions to call."""
+        if "rows" in op.attrs:
+            return                  # takes rows in panels by itself
+        for slot, layout in op.layout.items():
+            name = call.inputs.get(slot) or call.outputs.get(slot)
+            if name and layout == "panel" and self.program.tensors[name].shape[0] > 1:
+                raise CodegenError(f"its kernel takes {slot} as a panel, and {name} is whole: a region has to call it")
+        sizes = op.bind(site_of(self.program, call, op)) if op.limit else {}
+        for index, most in op.limit.items():
+            if sizes[index] > most:
+                raise CodegenError(f"its kernel takes {most} of {index}, not {sizes[index]}: a region has to call it")
+
 
     def tir_call(self, index: int, call: Call) -> CallCode:
         symbol, source = str(call.attrs["symbol"]), str(call.attrs["c_source"])

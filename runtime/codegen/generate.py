@@ -17,8 +17,9 @@ from compilation.ops.base import REGISTRY, Op
 from compilation.pieces import trained_parts
 from compilation.program import VIEW, Program, Role, Tensor
 from compilation.types import F32, INDEX, LABEL, U8
-from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, table_values
 from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_value, weights_image
+from runtime.codegen.literals import c_float, c_string
 from runtime.codegen.place import put, require_ours
 from runtime.errors import CodegenError
 
@@ -163,7 +164,8 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     layout, interface = lay_out(program), find_interface(program)
     emitter = Emitter(program, layout, registry, constant_tables(program, values))
     calls = [emitter.call(i, c) for i, c in enumerate(program.calls)]
-    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {VIEW}
+    names = {c.op for c in program.calls if not c.op.startswith(TIR_PREFIX)} - {VIEW, *program.regions}
+    names |= {op for region in emitter.regions.values() for op in region.ops}
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
@@ -195,7 +197,7 @@ def render(program: Program, layout: Layout, interface: Interface, calls: list[C
     context: dict[str, Any] = {
         "name": program.name, "program": program, "layout": layout, "sizes": layout.sizes,
         "interface": interface, "calls": calls, "predict_calls": program.predict_calls,
-        "tir": list(emitter.tir.values()),
+        "tir": list(emitter.tir.values()), "regions": list(emitter.regions.values()),
         "entries": entries, "stack_bytes": STACK_BYTES,
         "digest": digest(image), "weights_magic": MAGIC, "weights_crc": crc(image),
         "momentum": program.momentum,

@@ -1,7 +1,7 @@
 """A region's nest as a C function: loops around kernel calls, each with a constant argument struct in a block of its own.
 
-The function's own struct holds what differs from call to call: where its slots are. Sizes, strides and loop bounds are numbers
-in its text, so that calls with the same nest share it.
+The function's own struct holds what differs from call to call: where its slots are. Sizes, strides and loop bounds are
+numbers in its text, so that calls with the same nest share it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from compilation.ops import REGISTRY, Op, Slot
 from compilation.regions.loops import ROWS, Loop, Nest, TileCall, Window
 from compilation.regions.windows import Parts, Place, Poly, Scope, Shape, call_extents, place, whole_site
 from compilation.types import F32
-from runtime.codegen.emit import Emitter, gradient_slot
+from runtime.codegen.literals import attribute, gradient_slot
 from runtime.errors import CodegenError
 
 INDENT = "    "
-RESERVED = {"region", "step", "args", "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-            "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short",
-            "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
+RESERVED = {
+    "region", "step", "args", "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
+    "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short",
+    "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"}
 ABSENT = {"in": "{.at = 0, .row = 0, .col = 0}", "out": "{.at = 0, .row = 0, .col = 0, .add = 0}",
           "matrix": "{.frozen = {0, 0, 0, 0, 0}, .trained = {0, 0, 0, 0, 0}, .rows = 0, .cols = 0}",
-          "sink": "{.grad = 0, .param = 0, .velocity = 0, .add = 0}"}
+          "sink": "{.grad = 0, .param = 0, .velocity = 0, .add = 0, .window = 0}"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class _Writer:
         used |= {c.scratch for _, c in self.nest.calls()}
         for s in self.nest.stored.values():
             if s.name in used:
-                where = f"region->{s.stands}" if s.stands else f"(float *)region->scratch + {(s.offset or 0) // F32.bytes}"
-                if s.stands and self.slots.fields[s.stands].startswith("vt_sink"):
-                    where += ".grad"
+                where = _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
+                if s.stands:
+                    where = f"region->{s.stands}" + ".grad" * self.slots.fields[s.stands].startswith("vt_sink")
                 yield f"{INDENT}float *const {self.names[s.name]} = {where};"
 
     # -- loops -----------------------------------------------------------------------------------------
@@ -146,9 +147,10 @@ class _Writer:
         extents, begins = call_extents(call, scope, site)
         for s in op.inputs:
             if s.name == op.own_update:
-                if s.kind == "matrix":
+                whole = s.kind == "matrix"      # of which the kernel is told what is trained, too
+                if whole:
                     yield s.name, f"region->{call.updates[s.name].tensor}"
-                yield f"{s.name}{'_sink' * (s.kind == 'matrix')}", self._update(call.updates[s.name], scope, s.kind == "matrix")
+                yield s.name + "_sink" * whole, self._update(call.updates[s.name], scope, whole)
             else:
                 yield s.name, self._input(s, call.inputs.get(s.name), scope)
         updates = {gradient_slot(slot): w for slot, w in call.updates.items()}
@@ -160,9 +162,10 @@ class _Writer:
         if type(op).scratch is not Op.scratch:
             yield "scratch", self.names[call.scratch] if call.scratch else "0"
         for attr, (kind, default) in op.fields.items():
-            yield attr, Emitter.attribute(attr, kind, call.attrs.get(attr, default))
+            yield attr, attribute(attr, kind, call.attrs.get(attr, default))
         ends = self._ends(call, scope)
-        for name, number in op.dims(site).items():
+        absent = dict.fromkeys((*op.line.indices(op.line.axes), *(f"{n}_at" for n in op.placed)), 0)
+        for name, number in {**absent, **op.dims(site)}.items():
             if name in ends:
                 yield name, ends[name]
             elif name in extents:
@@ -186,7 +189,7 @@ class _Writer:
         return place(window, self.shapes[window.tensor], stored.layout if stored else ROWS, scope)
 
     def _base(self, tensor: str) -> str:
-        return self.names[tensor] if tensor in self.names else f"region->{tensor}"
+        return self.names.get(tensor, f"region->{tensor}")
 
     def _input(self, slot: Slot, window: Window | None, scope: Scope) -> str:
         if window is None:
@@ -213,7 +216,7 @@ class _Writer:
 
     def _update(self, window: Window, scope: Scope, whole: bool) -> str:
         """whole: the sink of a matrix, which the kernel finds its place in."""
-        at = Poly() if whole or window.tensor in self.slots.parts else self._place(window, scope).at
+        at = Poly() if whole else self._place(window, scope).at
         sink = f"region->d_{window.tensor}"
         velocity = _plus(f"{sink}.velocity", at) if self.slots.momentum else "0"
         return f"{{.grad = 0, .param = {_plus(f'{sink}.param', at)}, .velocity = {velocity}, .add = 0, .window = 0}}"

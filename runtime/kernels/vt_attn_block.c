@@ -190,7 +190,7 @@ typedef struct {
     float *pg, *po;              /* (n, proj_rank): the projection's gradient's, its own or NULL */
     float *lt;                   /* panel of either rank */
     float *db, *da;              /* (3, d, qkv_rank), (proj_rank, d): sums for d_qkv_b, d_proj_a, or NULL */
-    float *stage;                /* for d_qkv_a, over all but low, dlow, po: see vt_weight_gradient */
+    float *stage;                /* for d_qkv_a, over all but low, dlow, po: see vt_weight_gradient_normed */
     vt_lora qkv, proj;
     int32_t B, ld_keep;
     int spare, keep_dq, need_norm, need_o;
@@ -347,8 +347,8 @@ static void vt_head_update_qkv(const vt_attn_block_grad_args *a, const vt_step *
                                vt_heads_work *w, int32_t h, int32_t i, const float *g) {
     const int32_t n = a->n, width = a->d, d = width / a->heads, o0 = i * width + h * d;
     if (vt_wanted(&a->d_wqkv))
-        vt_weight_gradient(s, &a->d_wqkv, &a->wqkv.trained, o0, o0 + d, 0, width, g, d, 1, n, a->x, width, nm, NULL,
-                           w->xt);
+        vt_weight_gradient_normed(s, &a->d_wqkv, &a->wqkv.trained, o0, o0 + d, 0, width, g, d, 1, n, a->x, width, nm,
+                                  NULL, w->xt);
     if (!vt_wanted(&a->d_bqkv)) return;
     if (w->bias && (i == 0 || w->B < n)) vt_apply(s, &a->d_bqkv, o0, w->bias + i * d, d);
     else vt_bias_gradient(s, &a->d_bqkv, o0, g, d, n, d, NULL);
@@ -356,15 +356,13 @@ static void vt_head_update_qkv(const vt_attn_block_grad_args *a, const vt_step *
 
 /* The other weights of head h, after their last use. */
 static void vt_head_update(const vt_attn_block_grad_args *a, const vt_step *s, vt_heads_work *w, int32_t h) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t n = a->n, width = a->d, d = width / a->heads;
     int32_t i;
     if (w->keep) {
         vt_part p = a->wproj.trained;
         const int32_t k0 = vt_lower(p.cols, p.n_cols, h * d), k1 = vt_lower(p.cols, p.n_cols, (h + 1) * d);
         p.cols = NULL;                       /* keep is packed: its columns are the part's columns k0..k1 */
-        vt_weight_gradient(s, &a->d_wproj, &p, 0, width, k0, k1, a->dy, width, 1, n, w->keep, w->ld_keep, &plain, a->ls,
-                           NULL);
+        vt_weight_gradient(s, &a->d_wproj, &p, 0, width, k0, k1, a->dy, width, 1, n, w->keep, w->ld_keep, a->ls);
     }
     for (i = 0; w->db && i < 3; i++) {
         const ptrdiff_t size = (ptrdiff_t)d * w->qkv.r;
@@ -394,16 +392,16 @@ static void vt_heads_low(const vt_attn_block_grad_args *a, const vt_step *s, con
 /* After the last head: the rest of the gradient of LN(x), then of the parameters that all heads share. */
 static void vt_heads_shared(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, vt_heads_work *w,
                             float *dln) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t n = a->n, width = a->d, r = w->qkv.r, rp = w->proj.r;
     const vt_part down = {a->qkv_a, NULL, NULL, r, width}, up = {a->proj_b, NULL, NULL, width, rp};
     if (w->po)
-        vt_weight_gradient(s, &a->d_proj_b, &up, 0, width, 0, rp, a->dy, width, 1, n, w->po, rp, &plain, a->ls, NULL);
+        vt_weight_gradient(s, &a->d_proj_b, &up, 0, width, 0, rp, a->dy, width, 1, n, w->po, rp, a->ls);
     if (!w->dlow) return;
     vt_lora_scale(&w->qkv, w->dlow, n);
     if (dln) vt_lora_spread(s, &w->qkv, dln, width, n, 0, width, w->dlow);
     if (vt_wanted(&a->d_qkv_a))
-        vt_weight_gradient(s, &a->d_qkv_a, &down, 0, r, 0, width, w->dlow, r, 1, n, a->x, width, nm, NULL, w->stage);
+        vt_weight_gradient_normed(s, &a->d_qkv_a, &down, 0, r, 0, width, w->dlow, r, 1, n, a->x, width, nm, NULL,
+                                  w->stage);
 }
 
 static void vt_all_heads_backward(const vt_attn_block_grad_args *a, const vt_step *s, const vt_norm *nm, float *dln,

@@ -69,7 +69,7 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
                       float *dln, float *dls, float *scratch) {
     const int32_t n = a->n, width = a->d, d = width / a->heads;
     const float scale = 1.0f / VT_SQRT((float)d);
-    const vt_norm nm = {mean, rstd, a->gamma, a->beta}, plain = {NULL, NULL, NULL, NULL};
+    const vt_norm nm = {mean, rstd, a->gamma, a->beta};
     const int want_qkv = vt_wanted(&a->d_wqkv), want_bias = vt_wanted(&a->d_bqkv), want_proj = vt_wanted(&a->d_wproj);
     const int want_a = vt_wanted(&a->d_qkv_a), want_b = vt_wanted(&a->d_qkv_b);
     const int want_pa = vt_wanted(&a->d_proj_a), want_pb = vt_wanted(&a->d_proj_b);
@@ -101,7 +101,7 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
         vt_lora_down(s, &qkv, low_x, 1, 0, width, xr);
     }
     for (h = 0; h < a->heads; h++) {
-        float m = vt_minus_infinity(), sum = 0.0f, delta = 0.0f, stage[16];
+        float m = vt_minus_infinity(), sum = 0.0f, delta = 0.0f;
         vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
         vt_fill_panel(q, d, 1, a->bqkv ? a->bqkv + h * d : NULL);
         vt_forward(s, q, 1, &a->wqkv, h * d, (h + 1) * d, 0, width, xr);
@@ -176,19 +176,17 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
             const vt_sink *k = &a->d_wqkv;
             const vt_part *w = &a->wqkv.trained;
             vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
-            vt_weight_gradient(s, k, w, h * d, (h + 1) * d, 0, width, dq, d, 1, 1, xr, width, &plain, NULL, stage);
-            vt_weight_gradient(s, k, w, width + h * d, width + (h + 1) * d, 0, width, q, d, 1, 1, xs, width, &plain,
-                               NULL, stage);
-            vt_weight_gradient(s, k, w, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1, 1, xbar, width,
-                               &plain, NULL, stage);
+            vt_weight_gradient(s, k, w, h * d, (h + 1) * d, 0, width, dq, d, 1, 1, xr, width, NULL);
+            vt_weight_gradient(s, k, w, width + h * d, width + (h + 1) * d, 0, width, q, d, 1, 1, xs, width, NULL);
+            vt_weight_gradient(s, k, w, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1, 1, xbar, width, NULL);
         }
         if (want_proj)
             vt_weight_gradient(s, &a->d_wproj, &a->wproj.trained, 0, width, h * d, (h + 1) * d, a->dy, width, 1, 1, o,
-                               d, &plain, a->ls, stage);
+                               d, a->ls);
         for (i = 0; want_b && i < 3; i++) {
             const int32_t o0 = i * width + h * d;
             vt_weight_gradient(s, &a->d_qkv_b, &up, o0, o0 + d, 0, r, i == 0 ? dq : i == 1 ? q : go, d, 1, 1,
-                               i == 0 ? low_x : i == 1 ? low_s : low_v, r, &plain, NULL, NULL);
+                               i == 0 ? low_x : i == 1 ? low_s : low_v, r, NULL);
         }
         if (want_bias) {
             vt_apply(s, &a->d_bqkv, h * d, dq, d);
@@ -212,5 +210,5 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
     }
     if (want_a) vt_apply(s, &a->d_qkv_a, 0, da, r * width);
     if (want_pb)
-        vt_weight_gradient(s, &a->d_proj_b, &out, 0, width, 0, rp, a->dy, width, 1, 1, po, rp, &plain, a->ls, NULL);
+        vt_weight_gradient(s, &a->d_proj_b, &out, 0, width, 0, rp, a->dy, width, 1, 1, po, rp, a->ls);
 }

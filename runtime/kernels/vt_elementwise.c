@@ -5,18 +5,11 @@
 /* y[i] = f(a[i], b[i]) for n neighbours. */
 typedef void vt_run(float *y, const float *a, const float *b, int32_t n);
 
-/* The run of a function, written as an expression of floats a and b. Elements are computed side by side into a buffer
- * first, so that vectors serve where y is the operand a or b as well. */
+/* The run of a function, written as an expression of floats a and b. */
 #define VT_RUN(name, expression)                                                               \
     VT_INLINE float name##_of(float a, float b) { (void)a; (void)b; return (expression); }     \
     static void name(float *y, const float *a, const float *b, int32_t n) {                    \
-        float v[VT_LANES];                                                                     \
-        int32_t i, l;                                                                          \
-        for (i = 0; i + VT_LANES <= n; i += VT_LANES) {                                        \
-            for (l = 0; l < VT_LANES; l++) v[l] = name##_of(a[i + l], b[i + l]);               \
-            for (l = 0; l < VT_LANES; l++) y[i + l] = v[l];                                    \
-        }                                                                                      \
-        for (; i < n; i++) y[i] = name##_of(a[i], b[i]);                                       \
+        VT_EACH(y, n, i, name##_of(a[i], b[i]));                                               \
     }
 
 enum { VT_PIECE = 32 };          /* elements that are gathered at a time where they are no neighbours */

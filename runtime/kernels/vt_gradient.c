@@ -62,22 +62,23 @@ void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, c
     }
 }
 
-void vt_apply(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) {
-    int32_t i;
-    if (k->grad && k->add) {
-        for (i = 0; i < n; i++) k->grad[i0 + i] += g[i];
-    } else if (k->grad) {
-        for (i = 0; i < n; i++) k->grad[i0 + i] = g[i];
-    } else if (k->velocity) {
-        for (i = 0; i < n; i++) {
-            const float v = VT_FMA(s->momentum, k->velocity[i0 + i], g[i]);
-            k->velocity[i0 + i] = v;
-            k->param[i0 + i] = VT_FMA(-s->lr, v, k->param[i0 + i]);
-        }
-    } else if (k->param) {
-        for (i = 0; i < n; i++) k->param[i0 + i] = VT_FMA(-s->lr, g[i], k->param[i0 + i]);
+/* n values of vt_apply. */
+VT_INLINE void vt_hand(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) {
+    const float momentum = s->momentum, lr = -s->lr;
+    float *grad = k->grad, *param = k->param, *velocity = k->velocity;
+    if (grad && k->add) {
+        VT_EACH(grad + i0, n, i, grad[i0 + i] + g[i]);
+    } else if (grad) {
+        VT_EACH(grad + i0, n, i, g[i]);
+    } else if (velocity) {
+        VT_EACH(velocity + i0, n, i, VT_FMA(momentum, velocity[i0 + i], g[i]));
+        VT_EACH(param + i0, n, i, VT_FMA(lr, velocity[i0 + i], param[i0 + i]));
+    } else if (param) {
+        VT_EACH(param + i0, n, i, VT_FMA(lr, g[i], param[i0 + i]));
     }
 }
+
+void vt_apply(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) { vt_hand(s, k, i0, g, n); }
 
 void vt_column_sums(float *out, const float *dy, ptrdiff_t ld, int32_t n, int32_t d) {
     int32_t c0, i, i0, l, w;
@@ -112,50 +113,69 @@ void vt_bias_gradient(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const fl
     }
 }
 
-void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j,
-                     int32_t lanes, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n,
-                     const float *x, ptrdiff_t ldx, const float *scale) {
-    const vt_product p = {NULL, gos, gns, x, ldx, NULL, NULL, 0, 0, n, 1};
-    int32_t r, rows, i, l;
-    float tile[VT_ROWS][VT_LANES];
-    float *at[VT_ROWS];
-    VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)lanes * (uint64_t)n);
+void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j0,
+                     int32_t j1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n, const float *x,
+                     ptrdiff_t ldx, const uint16_t *xl, ptrdiff_t xo, const float *scale) {
+    vt_product p = {NULL, 0, gns, NULL, ldx, NULL, NULL, 0, xo, 0, 1};
+    int32_t r, rows, j, lanes, n0, i, l;
+    float sums[VT_SUMS];
+    float *y[VT_TALL];
+    const float *b[VT_TALL];
+    VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(j1 - j0) * (uint64_t)n);
     for (r = r0; r < r1; r += rows) {
-        const int32_t o = w->rows ? w->rows[r] : r;
-        rows = VT_ROWS == 8 && r1 - r >= 8 && lanes == 16 ? 8 : r1 - r >= 4 ? 4 : 1;
-        if (w->rows && w->rows[r + rows - 1] != o + rows - 1) rows = 1;    /* not consecutive */
-        for (i = 0; i < rows; i++) {
-            at[i] = tile[i];
-            for (l = 0; l < lanes; l++) tile[i][l] = 0.0f;
-        }
-        vt_tiles(at, &p, g + (o - o0) * gos, x, rows, lanes);
-        for (i = 0; i < rows; i++) {
+        rows = vt_tile_rows(&p, r1 - r, VT_LANES, xl);
+        for (j = j0; j < j1; j += lanes) {
+            const ptrdiff_t at = (ptrdiff_t)r * w->n_cols + j;
+            const uint16_t *list = xl ? xl + (j - j0) : NULL;
+            lanes = vt_tile_lanes(&p, j1 - j, rows, list);
+            for (n0 = 0; n0 < n; n0 += p.k) {
+                const float *gn = g + n0 * gns, *xn = x + n0 * ldx + (xl ? 0 : j - j0);
+                p.k = n - n0 > VT_BLOCK ? VT_BLOCK : n - n0;
+                for (i = 0; i < VT_TALL; i++) {
+                    const int32_t o = r + (i < rows ? i : 0);
+                    y[i] = sums + (i < rows ? i : 0) * lanes;
+                    b[i] = gn + ((w->rows ? w->rows[o] : o) - o0) * gos;
+                }
+                vt_tile(y, b, xn, list, &p, rows, lanes, n0 > 0 ? VT_ADD : VT_SET);
+            }
             if (scale)
-                for (l = 0; l < lanes; l++) tile[i][l] = tile[i][l] * scale[o + i];
-            vt_apply(s, k, (ptrdiff_t)(r + i) * w->n_cols + j, tile[i], lanes);
+                for (i = 0; i < rows; i++)
+                    for (l = 0; l < lanes; l++) y[i][l] = y[i][l] * scale[w->rows ? w->rows[r + i] : r + i];
+            if (rows == VT_ROWS && lanes == VT_LANES)
+                for (i = 0; i < VT_ROWS; i++) vt_hand(s, k, at + (ptrdiff_t)i * w->n_cols, sums + i * VT_LANES, VT_LANES);
+            else
+                for (i = 0; i < rows; i++) vt_apply(s, k, at + (ptrdiff_t)i * w->n_cols, y[i], lanes);
         }
     }
 }
 
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
-                        int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
-                        const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage) {
+void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
+                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
+                        ptrdiff_t ldx, const float *scale) {
     const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
     const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    const int staged = w->cols || nm->mean;
+    vt_weight_block(s, k, w, r0, r1, k0, k1, g, gns, gos, o0, n, w->cols ? x : x + (k0 - c0), ldx,
+                    w->cols ? w->cols + k0 : NULL, c0, scale);
+}
+
+void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
+                               int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
+                               const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage) {
+    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
+    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
     int32_t j, lanes, i, l;
+    if (!nm->mean) {
+        vt_weight_gradient(s, k, w, o0, o1, c0, c1, g, gns, gos, n, x, ldx, scale);
+        return;
+    }
     for (j = k0; j < k1; j += lanes) {
-        lanes = vt_width(k1 - j, VT_LANES);
-        if (staged)
-            for (i = 0; i < n; i++)
-                for (l = 0; l < lanes; l++) {
-                    const int32_t c = (w->cols ? w->cols[j + l] : j + l) - c0;
-                    const float v = x[i * ldx + c];
-                    stage[i * lanes + l] =
-                        nm->mean ? vt_normed(v, nm->mean[i], nm->rstd[i], nm->gamma, nm->beta, c) : v;
-                }
-        vt_weight_block(s, k, w, r0, r1, j, lanes, g, gns, gos, o0, n, staged ? stage : x + (j - c0),
-                        staged ? lanes : ldx, scale);
+        lanes = vt_width(k1 - j, VT_STAGE);
+        for (i = 0; i < n; i++)
+            for (l = 0; l < lanes; l++) {
+                const int32_t c = (w->cols ? w->cols[j + l] : j + l) - c0;
+                stage[i * lanes + l] = vt_normed(x[i * ldx + c], nm->mean[i], nm->rstd[i], nm->gamma, nm->beta, c);
+            }
+        vt_weight_block(s, k, w, r0, r1, j, j + lanes, g, gns, gos, o0, n, stage, lanes, NULL, 0, scale);
     }
 }
 

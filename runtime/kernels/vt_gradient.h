@@ -59,20 +59,25 @@ void vt_column_sums(float *out, const float *dy, ptrdiff_t ld, int32_t n, int32_
 void vt_bias_gradient(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *dy, ptrdiff_t ld,
                       int32_t n, int32_t d, const float *scale);
 
-/* Gradient of the part's rows r0..r1 and packed columns j..j+lanes, straight into its sink:
- * dW[r][j + l] = scale[o] * sum over n of g[n * gns + (o - o0) * gos] * x[n * ldx + l], o the row's number in the
- * whole matrix. */
-void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j,
-                     int32_t lanes, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n,
-                     const float *x, ptrdiff_t ldx, const float *scale);
+/* Gradient of the part's rows r0..r1 and packed columns j0..j1, straight into its sink:
+ * dW[r][j0 + l] = scale[o] * sum over n of g[n * gns + (o - o0) * gos] * x[n * ldx + l], o the row's number in the
+ * whole matrix. With a list xl, lane l stands at xl[l] - xo of its row of x. The sink may not overlap g or x. */
+void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j0,
+                     int32_t j1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n, const float *x,
+                     ptrdiff_t ldx, const uint16_t *xl, ptrdiff_t xo, const float *scale);
 
 /* Gradient of a (part of a) weight matrix without a buffer: the part's rows o in o0..o1 and columns c in c0..c1, as
- * in vt_weight_block with x[n][c - c0] (n, c1 - c0; ld ldx) normalised by nm. `stage` holds n * w floats, w the
- * largest power of two within 16 and the columns in range; it is needed when nm normalises or the part has a column
- * list, else it may be NULL. */
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
-                        int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
-                        const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage);
+ * in vt_weight_block with x[n][c - c0] (n, c1 - c0; ld ldx). */
+void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
+                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
+                        ptrdiff_t ldx, const float *scale);
+
+/* The same with x normalised by nm (or not, where nm->mean is NULL), VT_STAGE columns at a time. `stage` holds
+ * n * w floats, w the largest power of two within VT_STAGE and the columns in range; it is needed when nm normalises, else it may be NULL. */
+enum { VT_STAGE = 16 };
+void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
+                               int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
+                               const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage);
 
 /* From g = the gradient of LN(x) (n rows, ld d): hands d_gamma = sum g * xhat and d_beta = sum g to their sinks, and
  * turns g into the gradient of xhat in place (g *= gamma), which is what vt_norm_backward takes. */

@@ -64,7 +64,6 @@ static void vt_bias_strided(const vt_step *s, const vt_sink *k, const vt_in *dy,
 
 /* d_x [+]= dy w; d_w = dy^T x on the trained part; d_b = column sums of dy. d_x is complete before w changes. */
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
-    const vt_norm plain = {NULL, NULL, NULL, NULL};
     const int32_t o1 = a->o_at + a->o, c1 = a->c_at + a->c;
     if (a->d_x.at) {
         int32_t i;
@@ -74,18 +73,26 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
     }
     if (vt_wanted(&a->d_w)) {
         vt_part w = a->w.trained;
-        int32_t o_at = a->o_at, c_at = a->c_at, c_end = a->x_sliced ? w.n_cols : c1;
-        if (a->x_sliced) w.cols = NULL;
+        const float *x = a->x.at;
+        int32_t row = a->x.row, o_at = a->o_at, o_end = o1, c_at = a->c_at, c_end = c1;
+        if (a->x_part.at) {
+            const int32_t k0 = vt_lower(w.cols, w.n_cols, c_at), k1 = vt_lower(w.cols, w.n_cols, c_end);
+            w.cols = NULL;
+            x = a->x_part.at + k0;
+            row = a->x_part.row;
+            c_at = k0;
+            c_end = k1;
+        }
         if (a->d_w.window) {                 /* the window's trained rows and columns as a part of their own */
             const int32_t r0 = vt_lower(w.rows, w.n_rows, o_at), k0 = vt_lower(w.cols, w.n_cols, c_at);
-            w.n_rows = vt_lower(w.rows, w.n_rows, o1) - r0;
+            w.n_rows = vt_lower(w.rows, w.n_rows, o_end) - r0;
             w.n_cols = vt_lower(w.cols, w.n_cols, c_end) - k0;
-            if (w.rows) w.rows += r0; else o_at = 0;
-            if (w.cols) w.cols += k0; else c_at = 0;
-            c_end += c_at - a->c_at;
+            if (w.rows) w.rows += r0;
+            else o_end -= o_at, o_at = 0;
+            if (w.cols) w.cols += k0;
+            else c_end -= c_at, c_at = 0;
         }
-        vt_weight_gradient(s, &a->d_w, &w, o_at, o1 + o_at - a->o_at, c_at, c_end, a->dy.at, a->dy.row, a->dy.col, a->n,
-                           a->x.at, a->x.row, &plain, NULL, (float *)a->scratch);
+        vt_weight_gradient(s, &a->d_w, &w, o_at, o_end, c_at, c_end, a->dy.at, a->dy.row, a->dy.col, a->n, x, row, NULL);
     }
     if (vt_wanted(&a->d_b)) {
         if (a->dy.col == 1) vt_bias_gradient(s, &a->d_b, 0, a->dy.at, a->dy.row, a->n, a->o, NULL);

@@ -17,15 +17,13 @@ typedef struct {
 void vt_linear(const vt_linear_args *a, const vt_step *s);
 
 typedef struct {
-    vt_in x;                 /* (n, c), rows, or (n, w.trained.n_cols) when x_sliced; NULL when d_w is not wanted */
+    vt_in x, x_part;         /* (n, c) and (n, w.trained.n_cols), rows; x_part: all trained columns of x, where w is
+                                trained by columns. One of them when d_w is wanted, else NULL */
     vt_matrix w;
     vt_in dy;                /* (n, o), any strides */
     vt_out d_x;              /* (n, c), rows, apart from dy; add 1: added to it; NULL when not wanted */
     vt_sink d_w, d_b;        /* d_w: of the trained part what is in the window; may add, both */
-    void *scratch;           /* n * T floats, T = the largest power of two within 16 and the trained columns in the window,
-                                when d_w is wanted, w is trained by columns and x is not sliced; else none */
-    int32_t x_sliced;        /* 1: x holds only the trained columns, and the window has all columns */
-    int32_t n, c, o, o_at, c_at;
+    int32_t n, c, k, o, o_at, c_at;      /* k: columns of x_part */
 } vt_linear_grad_args;
 void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s);
 #endif

@@ -7,6 +7,7 @@
 #ifndef VT_MATH_H
 #define VT_MATH_H
 #include "vt_kernels.h"
+#include "vt_tile.h"
 
 #if defined(__GNUC__)
 #define VT_INLINE static inline __attribute__((always_inline))
@@ -113,6 +114,25 @@ VT_INLINE float vt_tanhf(float a) {
     q = VT_FMA(q, a, a);
     return t >= 0.599609375f ? r : q;
 }
+
+/* y[i] = value, an expression in i, for i in 0..n: VT_LANES at a time through registers, so that y may be an array that
+ * value reads (at the same i only) and the loop still vectorises. */
+#define VT_EACH(y, n, i, value)                                                      \
+    do {                                                                             \
+        float *const each_y = (y);                                                   \
+        const int32_t each_n = (n);                                                  \
+        float each[VT_LANES];                                                        \
+        int32_t each_0, each_l, i;                                                   \
+        for (each_0 = 0; each_0 + VT_LANES <= each_n; each_0 += VT_LANES) {          \
+            for (each_l = 0; each_l < VT_LANES; each_l++) {                          \
+                i = each_0 + each_l;                                                 \
+                each[each_l] = (value);                                              \
+            }                                                                        \
+            VT_UNROLL                                                                \
+            for (each_l = 0; each_l < VT_LANES; each_l++) each_y[each_0 + each_l] = each[each_l]; \
+        }                                                                            \
+        for (i = each_0; i < each_n; i++) each_y[i] = (value);                       \
+    } while (0)
 
 /* Activations. act: 0 exact GELU, 1 GELU by tanh, 2 ReLU. */
 VT_INLINE float vt_gelu_value(float x) { return 0.5f * x * (1.0f + vt_erff(x * 0.707106781f)); }

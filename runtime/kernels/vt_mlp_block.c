@@ -314,16 +314,11 @@ static void vt_mlp_hidden_outer(const vt_mlp_block_grad_args *a, const vt_step *
             if (dls) vt_mlp_scale(a, w->z, n0, T, dls);
         }
         if (vt_wanted(&a->d_w1))
-            vt_weight_gradient(s, &a->d_w1, &a->w1.trained, j0, j1, 0, d, dh, J, 1, n, a->x, d, &nm, NULL, stage);
+            vt_weight_gradient_normed(s, &a->d_w1, &a->w1.trained, j0, j1, 0, d, dh, J, 1, n, a->x, d, &nm, NULL, stage);
         if (want_w2) {
             const vt_part *p = &a->w2.trained;
             const int32_t k0 = vt_lower(p->cols, p->n_cols, j0), k1 = vt_lower(p->cols, p->n_cols, j1);
-            int32_t j, lanes;
-            for (j = k0; j < k1; j += lanes) {
-                lanes = vt_width(k1 - j, VT_LANES);
-                vt_weight_block(s, &a->d_w2, p, 0, p->n_rows, j, lanes, a->dy, d, 1, 0, n, keep + (j - k0), ld_keep,
-                                a->ls);
-            }
+            vt_weight_block(s, &a->d_w2, p, 0, p->n_rows, k0, k1, a->dy, d, 1, 0, n, keep, ld_keep, NULL, 0, a->ls);
         }
         if (vt_wanted(&a->d_b1)) vt_bias_gradient(s, &a->d_b1, j0, dh, J, n, j1 - j0, NULL);
         vt_mlp_low_hidden(a, s, w, j0, j1 - j0);

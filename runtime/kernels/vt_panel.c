@@ -1,81 +1,134 @@
 /* Tiles and the products made of them. One tile stays in registers over the whole sum. */
 #include "vt_panel.h"
 
-/* plain: neither bi nor xi is given. */
-VT_INLINE void vt_tile(float *const *y, const vt_product *p, const float *b, const float *x, const int R, const int L,
-                       const int plain) {
-    float acc[VT_ROWS][VT_LANES] = {{0.0f}};    /* R x L are used */
-    const ptrdiff_t brs = p->brs, bcs = p->bcs, ldx = p->ldx, bo = p->bo, xo = p->xo;
-    const uint16_t *bi = p->bi, *xi = p->xi;
+/* How a tile finds its terms. */
+enum {
+    VT_ALONG,                /* bcs is 1: a row's terms are neighbours */
+    VT_ALONG_X,              /* the same, rows of x by the list xi */
+    VT_ALONG_B,              /* the same, terms of b by the list bi */
+    VT_ACROSS,               /* row r of b is b[0] + r */
+    VT_ANY                   /* any strides and lists */
+};
+
+/* One tile; R, L, mode and gather are constants. */
+VT_INLINE void vt_tile_of(float *const *y, const float *const *b, const float *x, const uint16_t *xl,
+                          const vt_product *p, int start, const int R, const int L, const int mode, const int gather) {
+    const ptrdiff_t bcs = mode == VT_ANY || mode == VT_ACROSS ? p->bcs : 1, ldx = p->ldx, bo = p->bo, xo = p->xo;
+    const uint16_t *bi = mode == VT_ANY || mode == VT_ALONG_B ? p->bi : NULL;
+    const uint16_t *xi = mode == VT_ANY || mode == VT_ALONG_X ? p->xi : NULL;
     const int32_t n = p->k;
-    int r, l;
+    float acc[VT_SUMS], v[VT_WIDE];          /* R x L and L are used */
+    const float *row[VT_TALL];
+    float *out[VT_TALL];
+    ptrdiff_t at[VT_WIDE];
     int32_t k;
-    for (r = 0; r < R; r++)
-        for (l = 0; l < L; l++) acc[r][l] = y[r][l];
-    for (k = 0; k < n; k++) {
-        const float *xk = plain ? x : x + (xi ? (ptrdiff_t)xi[k] - xo : k) * ldx;
-        const float *bk = plain ? b : b + (bi ? (ptrdiff_t)bi[k] - bo : k) * bcs;
+    int r, l;
+    VT_UNROLL
+    for (r = 0; r < R; r++) {
+        row[r] = mode == VT_ACROSS ? b[0] + r : b[r];
+        out[r] = y[r];
+    }
+    VT_UNROLL
+    for (l = 0; l < L; l++) at[l] = gather ? xl[l] - xo : l;
+    VT_UNROLL
+    for (l = 0; l < R * L; l++) acc[l] = 0.0f;
+    if (start == VT_CHAIN) {
+        VT_UNROLL
         for (r = 0; r < R; r++) {
-            const float w = bk[r * brs];
-            for (l = 0; l < L; l++) acc[r][l] = VT_FMA(w, xk[l], acc[r][l]);
-        }
-        if (plain) {
-            x += ldx;
-            b += bcs;
+            VT_UNROLL
+            for (l = 0; l < L; l++) acc[r * L + l] = out[r][l];
         }
     }
-    for (r = 0; r < R; r++)
-        for (l = 0; l < L; l++) y[r][l] = acc[r][l];
+    for (k = 0; k < n; k++) {
+        const ptrdiff_t i = (bi ? bi[k] - bo : k) * bcs;
+        const float *xk = x + (xi ? xi[k] - xo : k) * ldx;
+        VT_UNROLL
+        for (l = 0; l < L; l++) v[l] = xk[at[l]];
+        VT_UNROLL
+        for (r = 0; r < R; r++) {
+            const float w = row[r][i];
+            VT_UNROLL
+            for (l = 0; l < L; l++) acc[r * L + l] = VT_FMA(w, v[l], acc[r * L + l]);
+        }
+    }
+    if (start == VT_ADD) {
+        VT_UNROLL
+        for (r = 0; r < R; r++) {
+            VT_UNROLL
+            for (l = 0; l < L; l++) acc[r * L + l] = out[r][l] + acc[r * L + l];
+        }
+    } else if (start == VT_SET) {
+        VT_UNROLL
+        for (l = 0; l < R * L; l++) acc[l] = 0.0f + acc[l];      /* -0 becomes 0 */
+    }
+    VT_UNROLL
+    for (r = 0; r < R; r++) {
+        VT_UNROLL
+        for (l = 0; l < L; l++) out[r][l] = acc[r * L + l];
+    }
 }
 
-#define VT_TILE_CASE(R, L) \
-    case (R) * 32 + (L): vt_tile(y, p, b, x, (R), (L), 0); break
-static void vt_chain(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
-                     int32_t lanes) {
-    if (!p->bi && !p->xi && rows == VT_ROWS && lanes == VT_LANES) {
-        vt_tile(y, p, b, x, VT_ROWS, VT_LANES, 1);
-        return;
-    }
-    switch (rows * 32 + lanes) {
-#if VT_LANES >= 16
-    VT_TILE_CASE(8, 16);
-    VT_TILE_CASE(4, 16);
-    VT_TILE_CASE(1, 16);
+/* The shapes of tiles, VT_SHAPE(rows, lanes): what vt_tile_rows and vt_tile_lanes choose from. */
+#if VT_LANES == 16
+#define VT_SHAPES \
+    VT_SHAPE(8, 16) VT_SHAPE(8, 8) VT_SHAPE(8, 4) VT_SHAPE(8, 2) VT_SHAPE(8, 1) VT_SHAPE(4, 16) VT_SHAPE(4, 8) \
+    VT_SHAPE(4, 4) VT_SHAPE(4, 2) VT_SHAPE(4, 1) VT_SHAPE(1, 16) VT_SHAPE(1, 8) VT_SHAPE(1, 4) VT_SHAPE(1, 2) \
+    VT_SHAPE(1, 1)
+#define VT_SHAPES_ALONG VT_SHAPE(4, 32) VT_SHAPE(1, 64)
+#elif VT_LANES == 8
+#define VT_SHAPES \
+    VT_SHAPE(4, 8) VT_SHAPE(4, 4) VT_SHAPE(4, 2) VT_SHAPE(4, 1) VT_SHAPE(1, 8) VT_SHAPE(1, 4) VT_SHAPE(1, 2) \
+    VT_SHAPE(1, 1)
+#define VT_SHAPES_ALONG VT_SHAPE(8, 4) VT_SHAPE(8, 2) VT_SHAPE(8, 1) VT_SHAPE(1, 32)
+#else
+#define VT_SHAPES \
+    VT_SHAPE(4, 4) VT_SHAPE(4, 2) VT_SHAPE(4, 1) VT_SHAPE(1, 4) VT_SHAPE(1, 2) VT_SHAPE(1, 1)
+#define VT_SHAPES_ALONG VT_SHAPE(8, 2) VT_SHAPE(8, 1) VT_SHAPE(1, 16)
 #endif
-#if VT_LANES >= 8
-    VT_TILE_CASE(4, 8);
-    VT_TILE_CASE(1, 8);
-#endif
-    VT_TILE_CASE(4, 4);
-    VT_TILE_CASE(1, 4);
-    VT_TILE_CASE(4, 2);
-    VT_TILE_CASE(1, 2);
-    VT_TILE_CASE(4, 1);
-    VT_TILE_CASE(1, 1);
+
+#define VT_SHAPE(R, L) \
+    case (R) * 128 + (L): vt_tile_of(y, b, x, NULL, p, start, (R), (L), VT_ALONG, 0); break;
+static void vt_tile_along(float *const *y, const float *const *b, const float *x, const vt_product *p, int32_t rows,
+                          int32_t lanes, int start) {
+    switch (rows * 128 + lanes) {
+    VT_SHAPES
+    VT_SHAPES_ALONG
     default: break;
     }
 }
+#undef VT_SHAPE
 
-void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows, int32_t lanes) {
-    float tile[VT_ROWS][VT_LANES];
-    float *at[VT_ROWS];
-    vt_product q = *p;
-    int32_t k0, r, l;
-    if (!p->fresh) {
-        vt_chain(y, p, b, x, rows, lanes);
-        return;
+#define VT_SHAPE(R, L) \
+    case (R) * 128 + (L): vt_tile_of(y, b, x, NULL, p, start, (R), (L), VT_ANY, 0); break;
+static void vt_tile_any(float *const *y, const float *const *b, const float *x, const vt_product *p, int32_t rows,
+                        int32_t lanes, int start) {
+    switch (rows * 128 + lanes) {
+    VT_SHAPES
+    default: break;
     }
-    for (r = 0; r < rows; r++) at[r] = tile[r];
-    for (k0 = 0; k0 < p->k; k0 += q.k) {
-        q.k = p->k - k0 > VT_BLOCK ? VT_BLOCK : p->k - k0;
-        q.bi = p->bi ? p->bi + k0 : NULL;
-        q.xi = p->xi ? p->xi + k0 : NULL;
-        for (r = 0; r < rows; r++)
-            for (l = 0; l < lanes; l++) tile[r][l] = 0.0f;
-        vt_chain(at, &q, p->bi ? b : b + k0 * p->bcs, p->xi ? x : x + k0 * p->ldx, rows, lanes);
-        for (r = 0; r < rows; r++)
-            for (l = 0; l < lanes; l++) y[r][l] += tile[r][l];
-    }
+}
+#undef VT_SHAPE
+
+static void vt_tile_gather(float *const *y, const float *const *b, const float *x, const uint16_t *xl,
+                           const vt_product *p, int32_t rows, int32_t lanes, int start) {
+    if (rows == VT_ROWS && lanes == VT_LANES) vt_tile_of(y, b, x, xl, p, start, VT_ROWS, VT_LANES, VT_ANY, 1);
+    else if (rows == VT_ROWS) vt_tile_of(y, b, x, xl, p, start, VT_ROWS, 1, VT_ANY, 1);
+    else if (lanes == VT_LANES) vt_tile_of(y, b, x, xl, p, start, 1, VT_LANES, VT_ANY, 1);
+    else vt_tile_of(y, b, x, xl, p, start, 1, 1, VT_ANY, 1);
+}
+
+void vt_tile(float *const *y, const float *const *b, const float *x, const uint16_t *xl, const vt_product *p,
+             int32_t rows, int32_t lanes, int start) {
+    const int usual = rows == VT_ROWS && lanes == VT_LANES;
+    if (xl) vt_tile_gather(y, b, x, xl, p, rows, lanes, start);
+    else if (vt_along(p)) vt_tile_along(y, b, x, p, rows, lanes, start);
+    else if (usual && p->xi && !p->bi && p->bcs == 1)
+        vt_tile_of(y, b, x, NULL, p, start, VT_ROWS, VT_LANES, VT_ALONG_X, 0);
+    else if (usual && p->bi && !p->xi && p->bcs == 1)
+        vt_tile_of(y, b, x, NULL, p, start, VT_ROWS, VT_LANES, VT_ALONG_B, 0);
+    else if (usual && !p->xi && !p->bi && b[VT_ROWS - 1] == b[0] + (VT_ROWS - 1))
+        vt_tile_of(y, b, x, NULL, p, start, VT_ROWS, VT_LANES, VT_ACROSS, 0);
+    else vt_tile_any(y, b, x, p, rows, lanes, start);
 }
 
 /* Where a product's results stand. */
@@ -87,42 +140,84 @@ typedef struct {
 } vt_result;
 
 static void vt_at(const vt_result *o, int32_t r0, int32_t rows, int32_t l0, int32_t lanes, const vt_product *p) {
-    float tile[VT_ROWS][VT_LANES];
-    float *at[VT_ROWS], *row[VT_ROWS];
+    float tile[VT_SUMS];
+    float *at[VT_TALL], *row[VT_TALL];
+    const float *b[VT_TALL];
     int32_t r, l;
-    for (r = 0; r < VT_ROWS; r++) at[r] = tile[r];      /* all, or gcc -O1 warns */
+    for (r = 0; r < VT_TALL; r++) {          /* all, or gcc warns */
+        at[r] = tile;
+        b[r] = p->b;
+    }
     for (r = 0; r < rows; r++) {
         row[r] = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy;
-        if (!o->li) at[r] = row[r] + l0;
-        else
-            for (l = 0; l < lanes; l++) tile[r][l] = row[r][o->li[l0 + l] - o->lo];
+        b[r] += (r0 + r) * p->brs;
+        at[r] = o->li ? tile + r * lanes : row[r] + l0;
+        for (l = 0; o->li && l < lanes; l++) at[r][l] = row[r][o->li[l0 + l] - o->lo];
     }
-    vt_tiles(at, p, p->b + r0 * p->brs, p->x + l0, rows, lanes);
-    if (o->li)
-        for (r = 0; r < rows; r++)
-            for (l = 0; l < lanes; l++) row[r][o->li[l0 + l] - o->lo] = tile[r][l];
+    vt_tile(at, b, p->x + l0, NULL, p, rows, lanes, p->fresh ? VT_ADD : VT_CHAIN);
+    for (r = 0; o->li && r < rows; r++)
+        for (l = 0; l < lanes; l++) row[r][o->li[l0 + l] - o->lo] = at[r][l];
+}
+
+/* The next terms of p that are added up before they go to y, from k0 on: all, or a block of them. */
+static vt_product vt_terms(const vt_product *p, int32_t k0) {
+    vt_product q = *p;
+    q.k = p->fresh && p->k - k0 > VT_BLOCK ? VT_BLOCK : p->k - k0;
+    if (p->bi) q.bi = p->bi + k0;
+    else q.b = p->b + k0 * p->bcs;
+    if (p->xi) q.xi = p->xi + k0;
+    else q.x = p->x + k0 * p->ldx;
+    return q;
+}
+
+/* Few lanes, as panels have: the rows of b, which are weights, are read once, VT_TALL at a time. */
+static void vt_few_lanes(const vt_result *o, int32_t m, int32_t n, const vt_product *p) {
+    int32_t m0, m1, k0, l0, r0, lanes, rows;
+    vt_product q;
+    for (m0 = 0; m0 < m; m0 = m1) {
+        m1 = m - m0 > VT_TALL ? m0 + VT_TALL : m;
+        for (k0 = 0; k0 < p->k; k0 += q.k) {
+            q = vt_terms(p, k0);
+            for (l0 = 0; l0 < n; l0 += lanes) {
+                lanes = vt_tile_lanes(&q, n - l0, VT_ROWS, NULL);
+                for (r0 = m0; r0 < m1; r0 += rows) {
+                    rows = vt_tile_rows(&q, m1 - r0, lanes, NULL);
+                    vt_at(o, r0, rows, l0, lanes, &q);
+                }
+            }
+        }
+    }
+}
+
+/* Many lanes: a strip of a block of x serves all rows of b while it is near; the rows left over take wider tiles. */
+static void vt_many_lanes(const vt_result *o, int32_t m, int32_t n, const vt_product *p) {
+    const int32_t whole = m - m % VT_ROWS;
+    int32_t k0, n0, n1, l0, r0, lanes, rows;
+    vt_product q;
+    for (k0 = 0; k0 < p->k; k0 += q.k) {
+        q = vt_terms(p, k0);
+        for (n0 = 0; n0 < n; n0 = n1) {
+            n1 = n - n0 > VT_WIDE ? n0 + VT_WIDE : n;
+            for (l0 = n0; l0 < n1 && whole > 0; l0 += lanes) {
+                lanes = vt_tile_lanes(&q, n1 - l0, VT_ROWS, NULL);
+                for (r0 = 0; r0 < whole; r0 += VT_ROWS) vt_at(o, r0, VT_ROWS, l0, lanes, &q);
+            }
+            for (r0 = whole; r0 < m; r0 += rows) {
+                rows = vt_tile_rows(&q, m - r0, VT_LANES, NULL);
+                for (l0 = n0; l0 < n1; l0 += lanes) {
+                    lanes = vt_tile_lanes(&q, n1 - l0, rows, NULL);
+                    vt_at(o, r0, rows, l0, lanes, &q);
+                }
+            }
+        }
+    }
 }
 
 void vt_multiply(float *y, ptrdiff_t ldy, const uint16_t *yi, int32_t yo, const uint16_t *li, int32_t lo,
                  int32_t m, int32_t n, const vt_product *p) {
     const vt_result o = {y, ldy, yi, li, yo, lo};
-    int32_t l0, r0, lanes, rows;
-    if (n <= 16)                             /* panels: the rows of b are weights, read them once */
-        for (r0 = 0; r0 < m; r0 += rows) {
-            rows = VT_ROWS == 8 && m - r0 >= 8 && n == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
-            for (l0 = 0; l0 < n; l0 += lanes) {
-                lanes = vt_width(n - l0, VT_LANES);
-                vt_at(&o, r0, rows, l0, lanes, p);
-            }
-        }
-    else
-        for (l0 = 0; l0 < n; l0 += lanes) {
-            lanes = vt_width(n - l0, VT_LANES);
-            for (r0 = 0; r0 < m; r0 += rows) {
-                rows = VT_ROWS == 8 && m - r0 >= 8 && lanes == 16 ? 8 : m - r0 >= 4 ? 4 : 1;
-                vt_at(&o, r0, rows, l0, lanes, p);
-            }
-        }
+    if (n <= 16) vt_few_lanes(&o, m, n, p);
+    else vt_many_lanes(&o, m, n, p);
 }
 
 void vt_forward(const vt_step *s, float *y, int32_t T, const vt_matrix *m, int32_t o0, int32_t o1,

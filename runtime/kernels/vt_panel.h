@@ -10,16 +10,6 @@
 #define VT_PANEL_H
 #include "vt_math.h"
 
-/* Widest tile. Cores with 32 scalar float registers want 4 x 4; vector units want long rows. */
-#ifndef VT_LANES
-#if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
-#define VT_LANES 4
-#else
-#define VT_LANES 16
-#endif
-#endif
-#define VT_ROWS (VT_LANES >= 16 ? 8 : 4)
-
 enum { VT_BLOCK = 256 };         /* terms of a sum that are added up before they go to y */
 
 /* y[r][l] += sum over k of b[r * brs + bk * bcs] * x[xk * ldx + l], where bk = bi ? bi[k] - bo : k, xk likewise.
@@ -36,9 +26,9 @@ typedef struct {
     int32_t fresh;
 } vt_product;
 
-/* One tile of `rows` (8, 4 or 1) by `lanes` (16, 8, 4, 2 or 1): row pointers y, b and x already at the tile. */
-void vt_tiles(float *const *y, const vt_product *p, const float *b, const float *x, int32_t rows,
-              int32_t lanes);
+/* What a tile does with y: adds its chain of terms, which starts from 0, to it; the same to a y that holds nothing yet
+ * and counts as 0; or starts the chain from it. */
+enum { VT_ADD, VT_SET, VT_CHAIN };
 
 /* The widest power of two that is at most `limit` (itself a power of two) and at most `left`. */
 VT_INLINE int32_t vt_width(int32_t left, int32_t limit) {
@@ -46,6 +36,27 @@ VT_INLINE int32_t vt_width(int32_t left, int32_t limit) {
     while (w > left) w >>= 1;
     return w;
 }
+
+/* Whether each row of b has its terms side by side: such products have tall and wide tiles too. */
+VT_INLINE int vt_along(const vt_product *p) { return p->bcs == 1 && !p->bi && !p->xi; }
+
+/* Rows of the next tile of so many lanes, and lanes of the next one of so many rows, of those left. xl: see vt_tile. */
+VT_INLINE int32_t vt_tile_rows(const vt_product *p, int32_t left, int32_t lanes, const uint16_t *xl) {
+    if (vt_along(p) && left >= VT_TALL && lanes * VT_TALL <= VT_SUMS) return VT_TALL;
+    return left >= VT_ROWS ? VT_ROWS : left >= 4 && !xl ? 4 : 1;
+}
+VT_INLINE int32_t vt_tile_lanes(const vt_product *p, int32_t left, int32_t rows, const uint16_t *xl) {
+    const int32_t wide = VT_SUMS / rows < VT_WIDE ? VT_SUMS / rows : VT_WIDE;
+    if (xl) return left >= VT_LANES ? VT_LANES : 1;
+    return vt_along(p) && left >= wide ? wide : vt_width(left, VT_LANES);
+}
+
+/* One tile of the product p, `rows` by `lanes` as the functions above choose, with all of its terms in one chain: y[r]
+ * and b[r] point at row r's lanes and terms, x at the tile's first lane (p->b, p->brs, p->x and p->fresh are not read).
+ * y may not overlap b or x. xl, when not NULL, says where lane l stands in a row of x: at xl[l] - p->xo; then bi and xi
+ * are NULL. */
+void vt_tile(float *const *y, const float *const *b, const float *x, const uint16_t *xl, const vt_product *p,
+             int32_t rows, int32_t lanes, int start);
 
 /* The product over m rows and n lanes. Row r of y is y + (yi ? yi[r] - yo : r) * ldy; its lane l is at l, or, when
  * li is not NULL, at li[l] - lo. */

@@ -34,7 +34,7 @@ void vt_patch_embed(const vt_patch_embed_args *a, const vt_step *s) {
     }
 }
 
-/* Gradients of the parameters; the normalised patches are made again from the image, 16 features at a time. */
+/* Gradients of the parameters; the normalised patches are made again from the image, VT_STAGE features at a time. */
 void vt_patch_embed_grad(const vt_patch_embed_grad_args *a, const vt_step *s) {
     const int32_t patches = (a->height / a->patch) * (a->width / a->patch), d = a->d;
     const float *dy = a->dy + (ptrdiff_t)a->prefix_rows * d;
@@ -43,12 +43,12 @@ void vt_patch_embed_grad(const vt_patch_embed_grad_args *a, const vt_step *s) {
         float *stage = (float *)a->scratch;
         int32_t j, lanes, i, l;
         for (j = 0; j < w->n_cols; j += lanes) {
-            lanes = vt_width(w->n_cols - j, VT_LANES);
+            lanes = vt_width(w->n_cols - j, VT_STAGE);
             for (i = 0; i < patches; i++)
                 for (l = 0; l < lanes; l++)
                     stage[i * lanes + l] = vt_patch_value(a->image, a->width, a->channels, a->patch, a->scale, a->shift,
                                                           i, w->cols ? w->cols[j + l] : j + l);
-            vt_weight_block(s, &a->d_w, w, 0, w->n_rows, j, lanes, dy, d, 1, 0, patches, stage, lanes, NULL);
+            vt_weight_block(s, &a->d_w, w, 0, w->n_rows, j, j + lanes, dy, d, 1, 0, patches, stage, lanes, NULL, 0, NULL);
         }
     }
     if (vt_wanted(&a->d_b)) vt_bias_gradient(s, &a->d_b, 0, dy, d, patches, d, NULL);

@@ -32,7 +32,8 @@ class Matrix(ct.Structure):
 
 
 class Sink(ct.Structure):
-    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p), ("add", ct.c_int32)]
+    _fields_ = [("grad", ct.c_void_p), ("param", ct.c_void_p), ("velocity", ct.c_void_p), ("add", ct.c_int32),
+                ("window", ct.c_int32)]
 
 
 class In(ct.Structure):
@@ -199,12 +200,12 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
     outputs: Arrays = {}
     velocity: Arrays = {}
     for slot in op.outputs:
-        if sample.wants and slot.name not in sample.wants and slot.name.startswith("d_"):
+        if sample.wants and slot.name not in sample.wants and op.on_request(slot.name):
             continue
         if slot.name in alias:
             outputs[slot.name] = stored[alias[slot.name]]
             setattr(args, slot.name, operand(outputs[slot.name], field_types[slot.name]))
-        elif slot.optional and slot.name not in sample.wants:
+        elif slot.optional:
             continue                        # carried from tile to tile
         elif field_types[slot.name] is not Sink:
             shape, panel = inferred[slot.name], op.layout.get(slot.name) == "panel" and "rows" not in op.attrs

@@ -6,11 +6,8 @@ import ctypes as ct
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from compilation.ops import REGISTRY, Slot
 from compilation.ops.base import Arrays, Sample
@@ -64,7 +61,7 @@ def run(library: ct.CDLL, name: str, c: RegionCode, case: Case, nest: Nest, lr: 
     kinds: dict[str, Any] = {"vt_matrix": Matrix, "vt_sink": Sink}
     declared = [(f.split()[-1].lstrip("*"), kinds.get(f.split()[0], ct.c_void_p)) for f in c.fields]
     args = type("Args", (ct.Structure,), {"_fields_": declared})()
-    sample = Sample({s: v for s, v in case.inputs.items()}, parts=case.parts)
+    sample = Sample(dict(case.inputs.items()), parts=case.parts)
     results, trained, before = {}, {}, {}
     for slot, kind in declared:
         if slot == "scratch":
@@ -84,7 +81,8 @@ def run(library: ct.CDLL, name: str, c: RegionCode, case: Case, nest: Nest, lr: 
             setattr(args, slot, Sink(None, trained[parameter].ctypes.data, None, 0))
         else:
             results[slot] = memory.output(case.outputs[slot])
-            setattr(args, slot, Sink(results[slot].ctypes.data, None, None, 0) if kind is Sink else results[slot].ctypes.data)
+            at = results[slot].ctypes.data
+            setattr(args, slot, Sink(at, None, None, 0) if kind is Sink else at)
     macs = ct.c_uint64(0)
     step = Step(lr, 0.0, ct.pointer(macs))
     getattr(library, f"run_{name}")(ct.byref(args), ct.byref(step))
@@ -92,5 +90,3 @@ def run(library: ct.CDLL, name: str, c: RegionCode, case: Case, nest: Nest, lr: 
     return {s: before[s] - v if s in before else v for s, v in results.items()}, macs.value
 
 
-def relabelled(case: Case, **changes: Any) -> Case:
-    return replace(case, **changes)

@@ -104,6 +104,10 @@ def mlp(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 16) -> Ca
     return Case(nest(tn, th), v, {"y": y}, whole=nest(n, h))
 
 
+def _tile_of(gradient: np.ndarray, rows: int) -> tuple[int, int]:
+    return min(rows, gradient.shape[0]), gradient.shape[1]
+
+
 def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 16,
                  parts: Mapping[str, tuple[str, list[int]]] | None = None) -> Case:
     """Of y = w2 gelu(w1 x + b1): d_x is written, w2 and b1 updated, the gradient of w1 summed up in a buffer; hidden
@@ -120,7 +124,7 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
     def nest(tn: int, th: int) -> Nest:
         row, t, hid, i = tile("n", tn), held("n", tn), tile("h", th), held("h", th)
         own, sizes, offset = [], {"xp": (tn, c, PANEL), "u": (tn, th, PANEL), "act": (n, th, ROWS), "du": (tn, th, PANEL),
-                                  "sum_b": (1, h, ROWS), "sum_w": (*expected["d_w1"].shape, ROWS)}, 0
+                                  "sum_b": (1, h, ROWS), "sum_w": (*_tile_of(expected["d_w1"], th), ROWS)}, 0
         for name, (rows, cols, layout) in sizes.items():
             own.append((name, (rows, cols), layout, offset))
             offset += 4 * rows * cols
@@ -138,15 +142,15 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
             TileCall("linear_grad", {"w": at("w1", hid, c), "dy": at("du", t, i)}, {"d_x": at("d_x", row, c)},
                      adds={"d_x": ("h",)}, where="fc1"),
             TileCall("linear_grad", {"x": at("x", row, c), "w": at("w1", hid, c), "dy": at("du", t, i)},
-                     {"d_w": at("sum_w", hid, c)}, adds={"d_w": ("n",)}, scratch="work" if "work" in kept else "",
+                     {"d_w": at("sum_w", i, c)}, adds={"d_w": ("n",)}, scratch="work" if "work" in kept else "",
                      where="fc1"),
             TileCall("linear_grad", {"dy": at("du", t, i)}, {"d_b": at("sum_b", hid)}, adds={"d_b": ("n",)}, where="fc1")))
         outer = Loop("h", h, th, (inner, TileCall(
             "linear_grad", {"x": at("act", n, i), "w": at("w2", c, hid), "dy": at("dy", n, c)}, {},
-            updates={"w": at("w2", c, hid)}, scratch="work2" if "work2" in kept else "", where="fc2")))
+            updates={"w": at("w2", c, hid)}, scratch="work2" if "work2" in kept else "", where="fc2"),
+            TileCall("apply", {"d_w": at("sum_w", i, c)}, {}, updates={"w": at("w1", hid, c)}, where="fc1")))
         kept |= stored(("da", (n, th), ROWS, offset + 4 * n * 16))
-        body = (outer, TileCall("sgd", {"g": at("sum_w", *expected["d_w1"].shape)}, {}, updates={"p": at("w1", h, c)}),
-                TileCall("sgd", {"g": at("sum_b", h)}, {}, updates={"p": at("b1", h)}))
+        body = (outer, TileCall("sgd", {"g": at("sum_b", h)}, {}, updates={"p": at("b1", h)}))
         return Nest(kept, body, _scratch(kept))
 
     return Case(nest(tn, th), v, expected, parts, ("w1", "b1", "w2"), nest(n, h))

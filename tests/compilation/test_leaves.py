@@ -1,120 +1,210 @@
-"""Leaves on windows: tiled along every index that may be tiled is the same as whole, whatever the layout."""
+"""Models imported as operations on windows alone: no long tail in the blocks, and they train as in PyTorch (float64)."""
 
 from __future__ import annotations
 
-import ctypes as ct
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-from compilation.ops import REGISTRY, Op, Sample
-from tests.compilation.kernel_library import build, site_of, trained_part
-from tests.compilation.windows import Leaf, layouts, tilings, whole_site
+from algorithm import build_model
+from algorithm.models import ModelConfig
+from algorithm.models.lora import add_lora
+from compilation.capture import InputSpec
+from compilation.passes.training import Selection
+from compilation.pieces import pieces
+from compilation.pipeline import Compiled, Compiler
+from compilation.program import Program
+from runtime.codegen import generate
+from runtime.errors import CodegenError
+from tests.compilation.in_c import trains_like_torch
+from tests.compilation.models import IMAGE, image_input, interpreted, torch_step
+from tests.compilation.test_operations import ACTIVATIONS, ATTENTION, MOVES, Bank, Function
 
-BLOCK = 256                 # VT_BLOCK: a sum is added up in blocks of so many terms
-TOLERANCE = 3e-6            # float32 against float64, relative to the largest value
-CUT = 1e-5                  # the same sum cut elsewhere
-
-
-def samples(op: Op) -> list[Sample]:
-    return list(op.samples(np.random.default_rng(7)))
-
-
-def leaves(choose: Callable[[Op], bool] = lambda op: True) -> pytest.MarkDecorator:
-    chosen = [op for op in REGISTRY.values() if op.leaf and op.own_update is None and choose(op)]
-    return pytest.mark.parametrize("op", chosen, ids=lambda op: op.name)
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ct.CDLL:
-    return build(tmp_path_factory.mktemp("leaves"), "-O3", "-march=native")
+ROWS, WIDTH, HEADS = 6, 12, 3
 
 
-@leaves()
-def test_line_declares_what_the_kernel_takes(op: Op) -> None:
-    assert [*op.line.axes] == [s.name for s in (*op.inputs, *op.outputs)]
-    assert all(len(op.axes(s.name)) == 2 for s in op.slots.values() if s.kind in ("tile", "matrix"))
-    named = {*op.adds, *op.layout, *op.linear, *op.shift_free, *(s for slots in op.carried.values() for s in slots)}
-    assert named <= op.slots.keys()
-    assert {*op.limit, *op.carried, *op.sized} <= {n for axes in op.line.axes.values() for a in axes for n in a.indices}
+def randomised(model: nn.Module, std: float = 0.3) -> nn.Module:
+    torch.manual_seed(1)
+    for p in model.parameters():
+        nn.init.normal_(p, std=std)
+    return model.eval()
 
 
-@leaves()
-def test_windows_that_are_everything(op: Op, library: ct.CDLL) -> None:
-    """Within larger buffers, in every layout: against the reference, multiply-adds counted, nothing written beside."""
-    rng = np.random.default_rng(11)
-    for sample in samples(op):
-        site = whole_site(op, sample)
-        expected = op.reference(sample.inputs, site_of(op, sample).attrs)
-        for _ in range(3):
-            leaf = Leaf(library, op, sample, layouts(op, rng))
-            made = leaf.run({})
-            where = f"{op.name} {sample.wants} {sample.parts} {sample.attrs} {leaf.layouts}"
-            assert made.intact, where
-            assert made.macs == op.macs(site), where
-            for slot, found in made.outputs.items():
-                want = trained_part(sample, slot.removeprefix("d_"), expected[slot])
-                np.testing.assert_allclose(found, want.reshape(found.shape), rtol=0,
-                                           atol=TOLERANCE * max(1.0, np.abs(want).max()), err_msg=f"{where} {slot}")
+def vit(lora: tuple[str, ...] = (), **options: Any) -> nn.Module:
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3,
+                              num_classes=5, **options)
+    for block in model.blocks:
+        for target in lora:
+            add_lora(block.get_submodule(target), 3, 6.0)
+    return randomised(model, 0.2)
 
 
-@leaves()
-def test_tiled_is_whole(op: Op, library: ct.CDLL) -> None:
-    """To the bit where a tile of the index is a tile of the output; where it is summed, as close as rounding allows."""
-    rng = np.random.default_rng(13)
-    for sample in samples(op):
-        for index, step in tilings(op, sample, rng):
-            leaf = Leaf(library, op, sample, layouts(op, rng))
-            whole, tiled = leaf.run({}), leaf.run({index: step})
-            where = f"{op.name} {index} by {step} {sample.wants} {sample.parts} {sample.attrs} {leaf.layouts}"
-            assert tiled.intact, where
-            for slot, found in tiled.outputs.items():
-                want = whole.outputs[slot]
-                if index in op.summed(slot) or index in op.carried:
-                    np.testing.assert_allclose(found, want, rtol=0, atol=CUT * max(1.0, np.abs(want).max()),
-                                               err_msg=f"{where} {slot}")
-                else:
-                    np.testing.assert_array_equal(found, want, f"{where} {slot}")
+def additions(**gram: Any) -> nn.Module:
+    config = ModelConfig(name="vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=5, weights="none",
+                         gram={"enabled": True, "rank": 4, **gram},
+                         extra={"depth": 2, "embed_dim": 24, "num_heads": 3, "init_values": 0.5})
+    return randomised(build_model(config), 0.2)
 
 
-@leaves(lambda op: bool(op.inplace) or type(op).may_alias is not Op.may_alias)
-def test_tiles_in_place(op: Op, library: ct.CDLL) -> None:
-    """An output that takes over an input's storage, tile by tile, along the indices of which both have a tile."""
-    rng = np.random.default_rng(17)
-    for sample in samples(op):
-        for out, into in op.may_alias(site_of(op, sample)).items():
-            if into not in sample.inputs or (out.startswith("d_") and out not in sample.wants):
-                continue
-            for index, step in tilings(op, sample, rng):
-                if op.axes(out) != op.axes(into) or index not in op.free(out):
-                    continue
-                chosen = layouts(op, rng)
-                chosen[out] = chosen[into] = op.layout.get(out) or op.layout.get(into) or chosen[out]
-                apart = Leaf(library, op, sample, chosen).run({})
-                placed = Leaf(library, op, sample, chosen, {out: into}).run({index: step})
-                where = f"{op.name} {index} by {step} {sample.wants} {chosen}"
-                assert placed.intact, where
-                for slot, found in placed.outputs.items():
-                    if index not in op.summed(slot):
-                        np.testing.assert_array_equal(found, apart.outputs[slot], f"{where} {slot}")
+class Attend(nn.Module):
+    """y = x + proj(attention(q, k, v)), q, k, v of layers of their own, with an optional norm of queries and keys."""
+
+    def __init__(self, norm: bool = False, scale: float | None = None) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm = nn.LayerNorm(WIDTH // HEADS) if norm else nn.Identity()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).view(1, ROWS, HEADS, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        o = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v, scale=self.scale)
+        return x + self.proj(o.transpose(1, 2).reshape(1, ROWS, WIDTH))
 
 
-def random(**shapes: tuple[int, int]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(19)
-    return {s: rng.normal(size=shape) for s, shape in shapes.items()}
+class Gated(nn.Module):
+    """y = out(silu(a) * b), a and b of one layer or of two."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, 2 * WIDTH)] if packed else [nn.Linear(WIDTH, WIDTH) for _ in "ab"])
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [f(x) for f in self.layers]
+        a, b = made if len(made) == 2 else made[0].chunk(2, -1)
+        return x + self.out(F.silu(a) * b)
 
 
-@pytest.mark.parametrize(("name", "sample", "index", "step"), [
-    ("linear", Sample(random(x=(5, 700), w=(9, 700))), "c", 2 * BLOCK),
-    ("linear_grad", Sample(random(w=(700, 9), dy=(5, 700)), wants=("d_x",)), "o", 2 * BLOCK),
-    ("linear_grad", Sample(random(x=(700, 9), w=(6, 9), dy=(700, 6)), wants=("d_w",)), "n", BLOCK),
-], ids=["y", "d_x", "d_w"])
-def test_sums_cut_where_they_are_added_up_keep_their_bits(name: str, sample: Sample, index: str, step: int,
-                                                          library: ct.CDLL) -> None:
-    op = REGISTRY[name]
-    leaf = Leaf(library, op, sample, layouts(op, np.random.default_rng(0)))
-    whole, tiled = leaf.run({}), leaf.run({index: step})
-    assert tiled.calls > 1
-    for slot, found in tiled.outputs.items():
-        np.testing.assert_array_equal(found, whole.outputs[slot])
+class Classifier(nn.Module):
+    """The mean of the rows of what two layers make, classified."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(make(), nn.LayerNorm(WIDTH), make())
+        self.head = nn.Linear(WIDTH, 4)
+        randomised(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x).mean(1))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "separate": lambda: Classifier(Attend), "scale": lambda: Classifier(lambda: Attend(scale=0.4)),
+    "separate, normed": lambda: Classifier(lambda: Attend(norm=True)),
+    "gated": lambda: Classifier(lambda: Gated(False)), "gated, packed": lambda: Classifier(lambda: Gated(True)),
+    "vit": vit, "vit, average": lambda: vit(global_pool="avg"), "vit, normed": lambda: vit(qk_norm=True),
+    "vit, no bias": lambda: vit(qkv_bias=False),
+    "vit, gated": lambda: vit(mlp_layer=timm.layers.SwiGLUPacked),
+    "vit, gated apart": lambda: vit(mlp_layer=timm.layers.SwiGLU),
+    "lora": lambda: vit(("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "lora, normed": lambda: vit(("attn.qkv",), qk_norm=True), "gram": additions}
+COUNTS = {"separate": {"attention": 2, "linear": 9}, "scale": {"attention": 2, "mul_const": 0},
+          "separate, normed": {"layer_norm": 5}, "gated": {"silu": 2, "mul": 2},
+          "gated, packed": {"silu": 2, "mul": 2, "linear": 7},
+          "vit": {"attention": 2, "linear": 13}, "gram": {"matmul": 4, "matmul_tn": 2, "mul_const": 2, "scale": 4},
+          "lora": {"linear": 2 * (3 + 1 + 3 + 3 + 3 + 3) + 1}, "vit, normed": {"layer_norm": 9}}
+
+
+def inputs(model: nn.Module) -> tuple[InputSpec, np.ndarray, torch.Tensor]:
+    if not isinstance(model, Classifier):
+        return IMAGE, *image_input(IMAGE)
+    x = np.random.default_rng(0).normal(size=(ROWS, WIDTH))
+    return InputSpec((ROWS, WIDTH)), x, torch.from_numpy(x)[None]
+
+
+def check(model: nn.Module, plan: dict[str, Selection], momentum: float = 0.9) -> Compiled:
+    spec, image, x = inputs(model)
+    compiled = Compiler(model, spec, leaves=True).compile(plan, momentum=momentum)
+    losses, final = interpreted(compiled, image, 1, 0.1, 2, momentum)
+    start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters()}
+    want_losses, want = torch_step(model, x, 1, plan, 0.1, 2, momentum)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-9)
+    assert set(final) == set(want)
+    for name in want:
+        moved, expected = final[name].reshape(want[name].shape) - start[name], want[name] - start[name]
+        np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-9 * max(1.0, np.abs(expected).max()), err_msg=name)
+    return compiled
+
+
+def forward(name: str) -> Program:
+    model = MODELS[name]()
+    return Compiler(model, inputs(model)[0], leaves=True).forward
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_are_leaves_alone(name: str) -> None:
+    """None of the long tail, of packed or of whole-block operations, and no window is copied out."""
+    ops = [c.op for c in forward(name).calls]
+    assert not [op for op in ops if op.startswith("relax:")]
+    assert not set(ops) & {"packed_attention", "gram", "columns"}
+    for op, count in COUNTS.get(name, {}).items():
+        assert ops.count(op) == count, op
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_they_train_as_in_pytorch(name: str) -> None:
+    model = MODELS[name]()
+    check(model, dict.fromkeys((n for n, _ in model.named_parameters()), "all"))
+
+
+@pytest.mark.parametrize("axis", ["cols", "rows"])
+@pytest.mark.parametrize("name", ["vit", "vit, gated", "lora"])
+def test_selections_speak_of_the_parameter(name: str, axis: str) -> None:
+    """A quarter of the columns, or of the rows, wherever those fall in the pieces."""
+    model = MODELS[name]()
+    plan: dict[str, Selection] = {}
+    for n, p in model.named_parameters():
+        if n.startswith("blocks.1") and n.endswith("weight") and p.ndim == 2:
+            size = p.shape[axis == "cols"]
+            plan[n] = {axis: sorted(np.random.default_rng(7).choice(size, size // 4, replace=False).tolist())}
+        elif n.startswith("blocks.1") and n.endswith("bias"):
+            plan[n] = "all"
+    check(model, plan)
+
+
+@pytest.mark.parametrize("functions", [ACTIVATIONS, MOVES], ids=["activations", "moves"])
+def test_the_long_tail_stands_beside_leaves(functions: dict[str, Function]) -> None:
+    """In C: activations, products, windows of columns, and what there is no kernel for."""
+    bank = Bank({n.replace(".", "_"): f for n, f in functions.items()})
+    compiled = trains_like_torch(bank, InputSpec((5, 8)), leaves=True)
+    wanted = {"silu", "sigmoid", "tanh", "mul"} if functions is ACTIVATIONS else {"columns", "columns_grad"}
+    assert {c.op for c in compiled.program.calls} >= wanted
+
+
+@pytest.mark.parametrize("name", ["causal", "mask", "added", "weights"])
+def test_masks_are_spelled_out(name: str) -> None:
+    f, make = ATTENTION[name]
+    torch.manual_seed(1)
+    compiled = trains_like_torch(Bank({name: f}, {name: make()}), InputSpec((5, 8)), leaves=True)
+    ops = [c.op for c in compiled.program.calls]
+    assert "columns" not in ops and "attention" not in ops and ops.count("linear") >= 5        # q, k and v apart
+
+
+@pytest.mark.parametrize("name", ["multihead", "encoder", "norm_first", "separate", "packed", "scale", "flat"])
+def test_attention_of_every_kind_is_made_of_leaves(name: str) -> None:
+    f, make = ATTENTION[name]
+    ops = [c.op for c in Compiler(Bank({name: f}, {name: make()}), InputSpec((5, 8)), leaves=True).forward.calls]
+    assert ("attention" in ops or ops.count("matmul") + ops.count("matmul_nt") == 2) and "columns" not in ops
+    assert not {"relax:permute_dims", "relax:strided_slice", "relax:matmul"} & set(ops)
+
+
+def test_kernels_that_take_panels_are_not_called_with_rows(tmp_path: Path) -> None:
+    compiled = check(MODELS["separate"](), {"head.bias": "all"})
+    with pytest.raises(CodegenError, match=r"attention.*takes y as a panel, and .* is whole: a region has to call it"):
+        generate(compiled.program, compiled.values, tmp_path / "c")
+
+
+def test_rows_of_one_piece_alone() -> None:
+    """Rows that begin and end in the keys, all the queries with one value, and a piece that nothing is chosen of."""
+    for rows in ([25, 30, 47], [*range(24), 50], [0, 71], list(range(24, 48))):
+        compiled = check(vit(), {"blocks.0.attn.qkv.weight": {"rows": rows}, "head.bias": "all"})
+        found = pieces(compiled.program)["blocks.0.attn.qkv.weight"]
+        assert {t.first for t in found} == {0, 24, 48}

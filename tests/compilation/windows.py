@@ -73,7 +73,7 @@ class Leaf:
     def __post_init__(self) -> None:
         self.site = site_of(self.op, self.sample)
         self.sizes = self.op.bind(self.site)
-        self.wants = tuple(s.name for s in self.op.outputs if not s.name.startswith("d_") or s.name in self.sample.wants)
+        self.wants = tuple(s.name for s in self.op.outputs if not self.op.on_request(s.name) or s.name in self.sample.wants)
         self.args = structures()[f"{self.op.symbol}_args"]
         self.fields = dict(self.args._fields_)  # type: ignore[attr-defined]
 
@@ -128,8 +128,9 @@ class Leaf:
         for name, (kind, _) in self.op.fields.items():
             setattr(args, name, kind(site.attrs[name]))
         sizes = {**self.sizes, **extents}
-        for name in self.op.dims(site):
-            setattr(args, name, starts.get(name.removesuffix("_at"), 0) if name.endswith("_at") else sizes[name])
+        for name, size in self.op.dims(site).items():
+            begin = name.removesuffix("_at")
+            setattr(args, name, starts.get(begin, 0) if name != begin else sizes.get(name, size))
         for flag in {"first", "last"} & set(self.fields):
             ends = [starts.get(n, 0) == 0 if flag == "first" else starts.get(n, 0) + sizes[n] == self.sizes[n]
                     for n in self.op.carried]
@@ -173,7 +174,7 @@ def layouts(op: Op, rng: np.random.Generator) -> dict[str, str]:
 def tilings(op: Op, sample: Sample, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
     """Of each tileable index: tiles of one element, and two random sizes."""
     sizes = op.bind(site_of(op, sample))
-    wants = [s.name for s in op.outputs if (not s.name.startswith("d_") or s.name in sample.wants) and not s.optional]
+    wants = [s.name for s in op.outputs if (not op.on_request(s.name) or s.name in sample.wants) and not s.optional]
     for n in op.tileable(wants):
         if sizes.get(n, 1) > 1:
             for step in sorted({1, *map(int, rng.integers(1, sizes[n], 2))}):

@@ -16,7 +16,7 @@ from compilation.cost import memory
 from compilation.program import Call, Program, Role, Tensor
 from compilation.types import I32, U8, Type
 from runtime.codegen import Generated
-from runtime.codegen.emit import c_float
+from runtime.codegen.literals import c_float
 from runtime.errors import CodegenError
 from tests.runtime import toy
 
