@@ -178,7 +178,8 @@ void vt_attn_row_grad(const vt_attn_block_grad_args *a, const vt_step *s, const 
             vt_load_rows(xr, width, a->x, width, 0, 1, &nm);
             vt_weight_gradient(s, k, w, h * d, (h + 1) * d, 0, width, dq, d, 1, 1, xr, width, NULL);
             vt_weight_gradient(s, k, w, width + h * d, width + (h + 1) * d, 0, width, q, d, 1, 1, xs, width, NULL);
-            vt_weight_gradient(s, k, w, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1, 1, xbar, width, NULL);
+            vt_weight_gradient(s, k, w, 2 * width + h * d, 2 * width + (h + 1) * d, 0, width, go, d, 1, 1, xbar, width,
+                               NULL);
         }
         if (want_proj)
             vt_weight_gradient(s, &a->d_wproj, &a->wproj.trained, 0, width, h * d, (h + 1) * d, a->dy, width, 1, 1, o,

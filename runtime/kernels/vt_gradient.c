@@ -120,31 +120,34 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
     int32_t r, rows, j, lanes, n0, i, l;
     float sums[VT_SUMS];
     float *y[VT_TALL];
-    const float *b[VT_TALL];
+    const float *first[VT_TALL], *b[VT_TALL];
     VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(j1 - j0) * (uint64_t)n);
     for (r = r0; r < r1; r += rows) {
         rows = vt_tile_rows(&p, r1 - r, VT_LANES, xl);
+        for (i = 0; i < VT_TALL; i++) {      /* all, or gcc warns */
+            const int32_t o = i < rows ? r + i : r;
+            first[i] = g + ((w->rows ? w->rows[o] : o) - o0) * gos;
+            y[i] = sums + (i < rows ? i : 0) * (VT_SUMS / rows);
+        }
         for (j = j0; j < j1; j += lanes) {
             const ptrdiff_t at = (ptrdiff_t)r * w->n_cols + j;
             const uint16_t *list = xl ? xl + (j - j0) : NULL;
+            const float *xj = xl ? x : x + (j - j0);
             lanes = vt_tile_lanes(&p, j1 - j, rows, list);
-            for (n0 = 0; n0 < n; n0 += p.k) {
-                const float *gn = g + n0 * gns, *xn = x + n0 * ldx + (xl ? 0 : j - j0);
+            p.k = n > VT_BLOCK ? VT_BLOCK : n;
+            vt_tile(y, first, xj, list, &p, rows, lanes, VT_SET);
+            for (n0 = p.k; n0 < n; n0 += p.k) {
                 p.k = n - n0 > VT_BLOCK ? VT_BLOCK : n - n0;
-                for (i = 0; i < VT_TALL; i++) {
-                    const int32_t o = r + (i < rows ? i : 0);
-                    y[i] = sums + (i < rows ? i : 0) * lanes;
-                    b[i] = gn + ((w->rows ? w->rows[o] : o) - o0) * gos;
-                }
-                vt_tile(y, b, xn, list, &p, rows, lanes, n0 > 0 ? VT_ADD : VT_SET);
+                for (i = 0; i < VT_TALL; i++) b[i] = first[i] + n0 * gns;
+                vt_tile(y, b, xj + n0 * ldx, list, &p, rows, lanes, VT_ADD);
             }
-            if (scale)
-                for (i = 0; i < rows; i++)
+            for (i = 0; i < rows; i++) {
+                const ptrdiff_t row = at + (ptrdiff_t)i * w->n_cols;
+                if (scale)
                     for (l = 0; l < lanes; l++) y[i][l] = y[i][l] * scale[w->rows ? w->rows[r + i] : r + i];
-            if (rows == VT_ROWS && lanes == VT_LANES)
-                for (i = 0; i < VT_ROWS; i++) vt_hand(s, k, at + (ptrdiff_t)i * w->n_cols, sums + i * VT_LANES, VT_LANES);
-            else
-                for (i = 0; i < rows; i++) vt_apply(s, k, at + (ptrdiff_t)i * w->n_cols, y[i], lanes);
+                if (lanes == VT_LANES) vt_hand(s, k, row, y[i], VT_LANES);
+                else vt_apply(s, k, row, y[i], lanes);
+            }
         }
     }
 }

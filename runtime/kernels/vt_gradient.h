@@ -73,7 +73,7 @@ void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, in
                         ptrdiff_t ldx, const float *scale);
 
 /* The same with x normalised by nm (or not, where nm->mean is NULL), VT_STAGE columns at a time. `stage` holds
- * n * w floats, w the largest power of two within VT_STAGE and the columns in range; it is needed when nm normalises, else it may be NULL. */
+ * n * w floats, w the largest power of two within VT_STAGE and the columns in range, and is needed when nm normalises. */
 enum { VT_STAGE = 16 };
 void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
                                int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
