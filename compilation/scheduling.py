@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import product
 
 from compilation.cost import call_macs, fixed_bytes, total_macs
 from compilation.memory.liveness import lifetimes, live_bytes
-from compilation.passes.checkpoints import Chain, Scheduler, cut_chain
+from compilation.passes.chain import Chain, cut_chain
+from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
@@ -23,6 +24,7 @@ from compilation.passes.training import (
     slice_early,
     trained_names,
 )
+from compilation.passes.weigh import Scales, Step
 from compilation.passes.zeros import drop_zeros
 from compilation.program import Program
 from compilation.tvm_adapter import differentiate, lower_tail
@@ -40,39 +42,66 @@ class Schedule:
     fixed: int                # RAM outside the arena
     macs: int
     streamed: str             # how the chains are computed, for people
-    checkpoints: int
-    source: int               # the lowest cut that is kept (see passes/checkpoints.py)
+    order: Order
 
     @property
     def ram(self) -> int:
         return self.peak + self.fixed
 
+    @property
+    def checkpoints(self) -> int:
+        return self.order.slots
 
-@dataclass
+    @property
+    def source(self) -> int:
+        return self.order.source
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What a schedule would take, its Program not made. whole: chains computed as whole tensors; arena: what its kernels
+    are tuned for."""
+
+    whole: int
+    order: Order
+    arena: int | None
+    peak: int
+    macs: int
+    ram: int
+
+
 class Structure:
     """A training step before scheduling: forward, backward, cut into segments."""
 
-    program: Program
-    chain: Chain
-    label: str
-    cache: dict[tuple[int, int, int], Program] = field(default_factory=dict)
+    def __init__(self, program: Program, chain: Chain, label: str) -> None:
+        self.program, self.chain, self.label = program, chain, label
+        self.scheduler = Scheduler(program, chain, lambda c: call_macs(program, c))
+        self.scales = Scales(program)
+        self.fixed = fixed_bytes(program)
+        self._weighed: dict[tuple[Order, int | None], tuple[int, int]] = {}
+        self._steps: tuple[Order | None, list[Step]] = (None, [])
 
-    def emit(self, slots: int, source: int, stride: int) -> Program:
-        """The ordered step for a number of checkpoints; storage shared, not tuned."""
-        key = (slots, source, stride)
-        if key not in self.cache:
-            program = self.scheduler.emit(slots, source, stride)
-            slice_early(program)
-            share_storage(program)
-            verify(program, f"checkpoints({slots})")
-            self.cache[key] = program
-        return self.cache[key].copy()
+    def emit(self, order: Order) -> Program:
+        """The ordered step; storage shared, not tuned."""
+        program = self.scheduler.emit(order)
+        share_storage(program)
+        verify(program, f"checkpoints({order.slots})")
+        return program
 
-    @property
-    def scheduler(self) -> Scheduler:
-        if not hasattr(self, "_scheduler"):
-            self._scheduler = Scheduler(self.program, self.chain, lambda c: call_macs(self.program, c))
-        return self._scheduler
+    def weigh(self, order: Order, arena: int | None) -> tuple[int, int]:
+        """(peak bytes of the arena, multiply-accumulates) of an order, tuned for an arena of `arena` bytes."""
+        if (order, arena) not in self._weighed:
+            if self._steps[0] != order:
+                self._steps = order, self.scales.steps(self.scheduler.parts(order))
+            self._weighed[order, arena] = self.scales.weigh(self._steps[1], arena)
+        return self._weighed[order, arena]
+
+    def sources(self) -> list[int]:
+        """The cuts that recomputation may start from."""
+        return sorted({0, self.chain.frozen} - {len(self.chain.segments)}) or [0]
+
+    def max_slots(self, kept: int | None = None) -> int:
+        return max(0, (self.chain.kept if kept is None else kept) - self.chain.frozen)
 
 
 class Planner:
@@ -105,30 +134,34 @@ class Planner:
         make_matrices(program)
         verify(program, "forward")
         plan = check_plan(program, self.plan, self.shapes)
-        forward = len(program.calls)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, plan, self.momentum)
         add_updates(program, backward, gradients)
         lower_tail(program)
+        slice_early(program)
         verify(program, "differentiate")
+        forward = 1 + next(i for i, c in enumerate(program.calls) if program.loss in c.outputs.values())
         chain = cut_chain(program, program.calls[:forward], program.calls[forward:])
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
         return Structure(program, chain, label)
 
-    def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1) -> Schedule:
+    def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1,
+           kept: int | None = None) -> Schedule:
         """One schedule, its kernels tuned for an arena of `arena` bytes (None: as fast as possible)."""
+        kept = self.structure(whole).chain.kept if kept is None else kept
+        return self._make(whole, Order(slots, source, kept, stride), arena)
+
+    def _make(self, whole: int, order: Order, arena: int | None) -> Schedule:
         structure = self.structure(whole)
-        program = structure.emit(slots, source, stride)
+        program = structure.emit(order)
         peak = tune(program, arena)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
-        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label,
-                        slots, source)
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, order)
 
-    def _sources(self, structure: Structure) -> list[int]:
-        return sorted({0, structure.chain.frozen} - {len(structure.chain.segments)}) or [0]
-
-    def _max_slots(self, structure: Structure) -> int:
-        return max(0, structure.chain.kept - structure.chain.frozen)
+    def _weigh(self, whole: int, order: Order, arena: int | None) -> Weighed:
+        structure = self.structure(whole)
+        peak, macs = structure.weigh(order, arena)
+        return Weighed(whole, order, arena, peak, macs, peak + structure.fixed)
 
     def smallest(self, max_recompute: float | None = None) -> Schedule:
         """The schedule with the least RAM.
@@ -137,31 +170,32 @@ class Planner:
         (of all, when none of them is that fast).
         """
         structure = self.structure(0)
-        least = min((self.at(0, 0, source, 0) for source in self._sources(structure)), key=lambda s: s.ram)
-        least = self.at(0, 0, least.source, least.peak)     # the same RAM, as fast as it allows
-        if max_recompute is None:
-            return least
-        limit = int(max_recompute * self.unconstrained().macs)
-        found: Schedule | None = None
-        for source, stride in product(self._sources(structure), STRIDES):
-            for slots in range(self._max_slots(structure) + 1):
-                fits = self._least_arena(slots, source, stride, limit, None if found is None else found.peak)
-                if fits and (found is None or fits.ram < found.ram):
-                    found = fits
-                elif found is not None:
-                    break
-        return found or least
+        starts = [(source, kept) for kept in structure.chain.kept_options() for source in structure.sources()]
+        if max_recompute is not None:
+            limit = int(max_recompute * self.unconstrained().macs)
+            found: Weighed | None = None
+            for (source, kept), stride in product(starts, STRIDES):
+                for slots in range(structure.max_slots(kept) + 1):
+                    fits = self._least_arena(Order(slots, source, kept, stride), limit, found)
+                    if fits and (found is None or fits.ram < found.ram):
+                        found = fits
+                    elif found is not None:
+                        break
+            if found:
+                return self._make(0, found.order, found.arena)
+        least = min((self._weigh(0, Order(0, source, kept), 0) for source, kept in starts), key=lambda s: s.ram)
+        return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
-    def _least_arena(self, slots: int, source: int, stride: int, limit: int, below: int | None) -> Schedule | None:
-        """With so many checkpoints, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
-        best = self.at(0, slots, source, None, stride)
-        low = self.at(0, slots, source, 0, stride).peak
-        if best.macs > limit or (below is not None and low >= below):
+    def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
+        """With this order, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
+        best = self._weigh(0, order, None)
+        low = self._weigh(0, order, 0).peak
+        if best.macs > limit or (below is not None and low >= below.peak):
             return None
         high = best.peak
         while high - low > low // 100:
             middle = (low + high) // 2
-            schedule = self.at(0, slots, source, middle, stride)
+            schedule = self._weigh(0, order, middle)
             if schedule.macs <= limit:
                 best, high = schedule, middle
             else:
@@ -171,39 +205,39 @@ class Planner:
     def unconstrained(self) -> Schedule:
         """No recomputation at all: every chain whole, everything kept, fastest settings."""
         if self._unconstrained is None:
-            structure = self.structure(self.chains)
-            lowest = structure.chain.frozen if structure.chain.frozen < len(structure.chain.segments) else 0
-            self._unconstrained = self.at(self.chains, self._max_slots(structure), lowest, None)
+            chain = self.structure(self.chains).chain
+            frozen = min(chain.frozen, len(chain.segments) - 1)
+            self._unconstrained = self.at(self.chains, self.structure(self.chains).max_slots(), frozen, None, kept=frozen)
         return self._unconstrained
 
     def fastest(self, budget: int) -> Schedule | None:
         """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""
-        best: Schedule | None = None
-        for schedule in self.explore(budget):
-            if schedule.ram <= budget and (best is None or (schedule.macs, schedule.ram) < (best.macs, best.ram)):
-                best = schedule
-        return best
+        best = min(self.explore(budget), key=lambda s: (s.macs, s.ram), default=None)
+        return self._make(best.whole, best.order, best.arena) if best else None
 
-    def explore(self, budget: int) -> Iterator[Schedule]:
-        """Schedules worth comparing under a budget: for each way of streaming, the most checkpoints that fit."""
+    def explore(self, budget: int) -> Iterator[Weighed]:
+        """Schedules that fit a budget, each the best of its kind: for each way of streaming, of starting recomputation
+        and of keeping the upper segments, the most checkpoints that fit, or a few less."""
         for whole in self._whole_options():
             structure = self.structure(whole)
-            room = budget - fixed_bytes(structure.program)
+            room = budget - structure.fixed
             fitted = False
-            for source, stride in product(self._sources(structure), STRIDES):
-                low, high, found = 0, self._max_slots(structure), None
+            for kept, source, stride in product(structure.chain.kept_options(), structure.sources(), STRIDES):
+                low, high, found = 0, structure.max_slots(kept), None
                 while low <= high:
                     slots = (low + high) // 2
-                    schedule = self.at(whole, slots, source, room, stride)
-                    if schedule.peak <= room:
-                        found, low = schedule, slots + 1
+                    weighed = self._weigh(whole, Order(slots, source, kept, stride), room)
+                    if weighed.peak <= room:
+                        found, low = weighed, slots + 1
                     else:
                         high = slots - 1
                 if found:
                     fitted = True
                     yield found
-                    for fewer in range(found.checkpoints - 1, max(-1, found.checkpoints - 3), -1):
-                        yield self.at(whole, fewer, source, room, stride)
+                    for fewer in range(found.order.slots - 1, max(-1, found.order.slots - 3), -1):
+                        other = self._weigh(whole, replace(found.order, slots=fewer), room)
+                        if other.peak <= room:
+                            yield other
             if not fitted:
                 return                     # more whole chains need more memory still
 
