@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -78,8 +78,12 @@ class Structure:
         self.scheduler = Scheduler(program, chain, lambda c: call_macs(program, c))
         self.scales = Scales(program)
         self.fixed = fixed_bytes(program)
+        self.floor = max((self.scales.floor((*s.inner, *s.backward)) for s in chain.segments), default=0)
         self._weighed: dict[tuple[Order, int | None], tuple[int, int]] = {}
         self._steps: tuple[Order | None, list[Step]] = (None, [])
+        self._anyway: dict[int, int] = {}       # by the segment from which on all is kept
+        onward = [(self.scales.least((c,)), work) for s in chain.segments for c in s.onward if (work := call_macs(program, c))]
+        self._ratio = min((least / work for least, work in onward), default=1.0)
 
     def emit(self, order: Order) -> Program:
         """The ordered step; storage shared, not tuned."""
@@ -95,6 +99,15 @@ class Structure:
                 self._steps = order, self.scales.steps(self.scheduler.parts(order))
             self._weighed[order, arena] = self.scales.weigh(self._steps[1], arena)
         return self._weighed[order, arena]
+
+    def least_macs(self, order: Order) -> int:
+        """No fewer multiply-accumulates are possible with this order, whatever the kernel settings."""
+        if order.kept not in self._anyway:
+            once = [s.calls if k >= order.kept else (*s.once, *(s.inner if s.backward else ()))
+                    for k, s in enumerate(self.chain.segments)]
+            self._anyway[order.kept] = sum(map(self.scales.least, once)) + sum(
+                self.scales.least(s.backward) for s in self.chain.segments)
+        return self._anyway[order.kept] + int(self.scheduler.recomputed(order) * self._ratio)
 
     def sources(self) -> list[int]:
         """The cuts that recomputation may start from."""
@@ -212,34 +225,48 @@ class Planner:
 
     def fastest(self, budget: int) -> Schedule | None:
         """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""
-        best = min(self.explore(budget), key=lambda s: (s.macs, s.ram), default=None)
+        best = self._explore(budget)
         return self._make(best.whole, best.order, best.arena) if best else None
 
-    def explore(self, budget: int) -> Iterator[Weighed]:
-        """Schedules that fit a budget, each the best of its kind: for each way of streaming, of starting recomputation
-        and of keeping the upper segments, the most checkpoints that fit, or a few less."""
+    def _explore(self, budget: int) -> Weighed | None:
+        """For each way of streaming, of starting recomputation and of keeping the upper segments, the most checkpoints
+        that fit, or a few less: of these the one with the least work. What cannot be the best is not weighed."""
+        best: Weighed | None = None
         for whole in self._whole_options():
             structure = self.structure(whole)
             room = budget - structure.fixed
-            fitted = False
-            for kept, source, stride in product(structure.chain.kept_options(), structure.sources(), STRIDES):
-                low, high, found = 0, structure.max_slots(kept), None
-                while low <= high:
-                    slots = (low + high) // 2
-                    weighed = self._weigh(whole, Order(slots, source, kept, stride), room)
-                    if weighed.peak <= room:
-                        found, low = weighed, slots + 1
-                    else:
-                        high = slots - 1
-                if found:
-                    fitted = True
-                    yield found
-                    for fewer in range(found.order.slots - 1, max(-1, found.order.slots - 3), -1):
-                        other = self._weigh(whole, replace(found.order, slots=fewer), room)
-                        if other.peak <= room:
-                            yield other
-            if not fitted:
-                return                     # more whole chains need more memory still
+            if structure.floor > room:
+                break                           # more whole chains need more memory still
+            for source, stride in product(structure.sources(), STRIDES):
+                for kept in structure.chain.kept_options():
+                    found, fits = self._most_slots(whole, Order(0, source, kept, stride), room, best)
+                    best = min([w for w in (best, *found) if w], key=lambda w: (w.macs, w.ram), default=None)
+                    if not fits:
+                        break                   # so does keeping more
+        return best
+
+    def _most_slots(self, whole: int, order: Order, room: int, best: Weighed | None) -> tuple[list[Weighed], bool]:
+        """The orders with the most checkpoints that fit, of those that may be better than `best`; and whether this kind
+        of order may fit at all."""
+        structure = self.structure(whole)
+        high = structure.max_slots(order.kept)
+        if best and structure.least_macs(replace(order, slots=high)) > best.macs:
+            return [], True
+        low = bisect_left(range(high), True, key=lambda n: best is None or structure.least_macs(
+            replace(order, slots=n)) <= best.macs)
+        least, found = low, []
+        slots = low
+        while low <= high:
+            weighed = self._weigh(whole, replace(order, slots=slots), room)
+            if weighed.peak <= room:
+                found, low = [weighed], slots + 1
+            elif slots == least:
+                return [], least > 0
+            else:
+                high = slots - 1
+            slots = (low + high) // 2
+        fewer = [self._weigh(whole, replace(order, slots=n), room) for n in range(low - 2, max(least, low - 3) - 1, -1)]
+        return [w for w in (*found, *fewer) if w.peak <= room], True
 
     def _whole_options(self) -> list[int]:
         steps = {0, self.chains} | {2 ** k for k in range(int(math.log2(max(self.chains, 1))) + 1)}

@@ -54,7 +54,9 @@ class Chain:
         while top > self.kept and self.kept_bytes[top - 1] * SMALL <= max(self.kept_bytes[:top]):
             top -= 1
         thick = [k for k in range(self.frozen, top) if self.segments[k].inside]     # all others lose only their input
-        steps = {0, *(2 ** n for n in range(len(thick).bit_length())), len(thick)}
+        steps = [0, 1, 2, 3]
+        while steps[-1] < len(thick):
+            steps.append(min(steps[-1] * 4 // 3 + 1, len(thick)))
         found = {thick[-s] if s else top for s in steps if s <= len(thick)} | {self.kept}
         return sorted((k for k in found if self.frozen <= k <= top), reverse=True)
 

@@ -51,6 +51,10 @@ class Scheduler:
     def table(self, order: Order) -> Splits:
         return splits(self.work, self.chain.frozen, order.stride)
 
+    def recomputed(self, order: Order) -> int:
+        """Multiply-accumulates of making cuts again; what gradients read inside of segments is not counted."""
+        return self.table(order).best(order.source, order.kept, order.slots, True)[0]
+
     def parts(self, order: Order) -> list[Part]:
         """The step in order of execution."""
         segments = self.chain.segments

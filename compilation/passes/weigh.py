@@ -6,7 +6,7 @@ over orders asks for hundreds of answers and makes one Program. The tests hold t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from compilation.memory.liveness import padded
@@ -122,6 +122,25 @@ class Scales:
                     end[storage] = -1
                     live -= size[storage]
         return peak, macs
+
+    def least(self, calls: Iterable[Call]) -> int:
+        """Multiply-accumulates of these calls at the settings with the fewest."""
+        return sum([min(macs for _, macs in self.loads[id(c)].settings) for c in calls])
+
+    def floor(self, calls: Sequence[Call]) -> int:
+        """Peak bytes of these calls in a row, if nothing else lived: no step with them in it takes less."""
+        steps = self.steps([Part(calls, {})])
+        made: set[str] = set()
+        given: dict[str, int] = {}      # from before; of views and what they show, one has the bytes
+        for _, reads, makes in steps:
+            for t in reads:
+                if t not in made and t not in self.inputs:
+                    root = self.root.get(t, t)
+                    seen = any(self.root.get(g, g) == root for g in given if g != t)
+                    given.setdefault(t, 0 if seen else padded(self.program.tensors[root].bytes))
+            made.update(makes)
+        begin = Load((), tuple(given), tuple(given.values()), (), ((0, 0),))
+        return self.weigh([(begin, [], list(given)), *steps], 0)[0]
 
     @staticmethod
     def _setting(load: Load, capacity: int | None, live: int) -> tuple[int, int]:
