@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -82,8 +83,8 @@ class Structure:
         self._weighed: dict[tuple[Order, int | None], tuple[int, int]] = {}
         self._steps: tuple[Order | None, list[Step]] = (None, [])
         self._anyway: dict[int, int] = {}       # by the segment from which on all is kept
-        onward = [(self.scales.least((c,)), work) for s in chain.segments for c in s.onward if (work := call_macs(program, c))]
-        self._ratio = min((least / work for least, work in onward), default=1.0)
+        onward = [c for s in chain.segments for c in s.onward]
+        self._ratio = min((self.scales.least((c,)) / work for c in onward if (work := call_macs(program, c))), default=1.0)
 
     def emit(self, order: Order) -> Program:
         """The ordered step; storage shared, not tuned."""
@@ -235,7 +236,9 @@ class Planner:
         for whole in self._whole_options():
             structure = self.structure(whole)
             room = budget - structure.fixed
-            if structure.floor > room:
+            kept = structure.chain.kept
+            if structure.floor > room or (whole and not any(
+                    self._weigh(whole, Order(0, source, kept), room).peak <= room for source in structure.sources())):
                 break                           # more whole chains need more memory still
             for source, stride in product(structure.sources(), STRIDES):
                 for kept in structure.chain.kept_options():
@@ -252,25 +255,24 @@ class Planner:
         high = structure.max_slots(order.kept)
         if best and structure.least_macs(replace(order, slots=high)) > best.macs:
             return [], True
-        low = bisect_left(range(high), True, key=lambda n: best is None or structure.least_macs(
-            replace(order, slots=n)) <= best.macs)
-        least, found = low, []
-        slots = low
-        while low <= high:
-            weighed = self._weigh(whole, replace(order, slots=slots), room)
-            if weighed.peak <= room:
-                found, low = [weighed], slots + 1
-            elif slots == least:
-                return [], least > 0
-            else:
-                high = slots - 1
-            slots = (low + high) // 2
-        fewer = [self._weigh(whole, replace(order, slots=n), room) for n in range(low - 2, max(least, low - 3) - 1, -1)]
-        return [w for w in (*found, *fewer) if w.peak <= room], True
+        least = first(high, lambda n: best is None or structure.least_macs(replace(order, slots=n)) <= best.macs)
+        most = first(high + 1, lambda n: self._weigh(whole, replace(order, slots=n), room).peak > room, least) - 1
+        if most < least:
+            return [], least > 0
+        found = [self._weigh(whole, replace(order, slots=n), room) for n in range(most, max(least, most - 2) - 1, -1)]
+        return [w for w in found if w.peak <= room], True
 
     def _whole_options(self) -> list[int]:
         steps = {0, self.chains} | {2 ** k for k in range(int(math.log2(max(self.chains, 1))) + 1)}
         return sorted(s for s in steps if s <= self.chains)
+
+
+def first(end: int, holds: Callable[[int], bool], start: int = 0) -> int:
+    """The first number from `start` for which a statement holds that stays true from there on; `end` if none below it."""
+    low, step = start, 1
+    while (at := low + step - 1) < end and not holds(at):
+        low, step = at + 1, 2 * step
+    return bisect_left(range(min(at, end)), True, low, key=holds)
 
 
 def binding(program: Program) -> str:

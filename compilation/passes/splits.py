@@ -84,8 +84,8 @@ class Splits:
     def _level(self, slots: int) -> tuple[np.ndarray, np.ndarray]:
         while len(self.levels) <= slots:
             plain, fewer = self.levels[0][0], self.levels[-1][0]
-            cost, split = plain.copy(), np.zeros_like(plain)
-            for length in range(2, self.count):
+            cost, split = (table.copy() for table in self.levels[-1])
+            for length in range(len(self.levels) + 1, self.count):      # in shorter ones all cuts are kept already
                 first, inverse = self.alike[length]
                 step = np.arange(1, length)
                 between = first[:, None] + step
@@ -102,6 +102,8 @@ class Splits:
     def _first(self, top: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
         """The same right after the first forward pass to node `top`, by the node at the bottom."""
         rows = self.fresh.setdefault(top, [])
+        if slots < len(rows):
+            return rows[slots]
         below, above = np.ogrid[:top, :top]
         steps = np.maximum(above - below, 0)
         usable = (above > below) & self.may[:top]
