@@ -7,7 +7,7 @@ over orders asks for hundreds of answers and makes one Program. The tests hold t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from compilation.memory.liveness import padded
 from compilation.ops import REGISTRY
@@ -73,9 +73,7 @@ class Scales:
                                    and self._movable(result.name)):
                 pairs.append((made.index(out), read.index(into), call.op == VIEW))
         if call.op in REGISTRY:
-            op, where = REGISTRY[call.op], site(self.program, call)
-            settings = [(size, op.macs(replace(where, attrs={**where.attrs, **o})))
-                        for o, size in kernel_settings(self.program, call)]
+            settings = [(size, macs) for _, size, macs in kernel_settings(self.program, call)]
         else:
             settings = [(padded(int(call.attrs.get("work_bytes", 0))), int(call.attrs.get("macs", 0)))]
         sizes = tuple(padded(tensors[t].bytes) for _, t in makes)
