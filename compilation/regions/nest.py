@@ -146,7 +146,8 @@ class Builder:
                 continue
             if slot not in s.op.adds:
                 return False
-            if s.op.slots[slot].sink and s.macs and not ("add" in self.schedule.choices and self._small(s, slot, label)):
+            if s.op.slots[slot].sink and s.macs and (
+                    "add" not in self.schedule.choices or self._outside(s, slot, label) or not self._small(s, slot, label)):
                 return False
             if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
                     and not s.op.joint and self._outside(s, slot, label):

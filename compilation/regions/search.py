@@ -194,7 +194,7 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
         if work_macs := p.statement.macs:
             trips = np.ones(len(combos), dtype=np.int64)
             for b in p.path:
-                if not layout.builder.sums_over(p.statement, b):
+                if b.label not in p.statement.touches():
                     trips *= -(-_extent(b, step, len(combos)) // step[id(b)])
             macs += work_macs * trips
             time += work_macs * trips * _price(p, step, len(combos))
