@@ -341,17 +341,17 @@ class Builder:
             outside = self.slot(tensor, along)
             if s.op.slots[slot].kind != "tile" or want in ("", ROWS) or self._one_token(along):
                 return outside
-            known = self._known(tensor, along, path, want)
+            known = self._known(tensor, along, path, open_, want)
             return known or self._copy(s, slot, tensor, path, open_, want, None)
         source = s.sources[slot]
         one = self._one_token(along)
-        known = self._known(tensor, along, path, "" if one else want, source)
+        known = self._known(tensor, along, path, open_, "" if one else want, source)
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
         if native and want and native != want and not one:
             if want == PANEL:
-                rows = self._known(tensor, along, path, ROWS, source) or self._make(s, slot, path, open_, ROWS)
+                rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
                 return self._relaid(s, slot, rows, path, open_, want)
             return self._copy(s, slot, tensor, path, open_, want, source)
         return self._make(s, slot, path, open_, want)
@@ -374,7 +374,7 @@ class Builder:
         step = next((step for label, step, tile in reversed(self.loops) if label is first.label), first.label.size)
         return step * first.factor == 1
 
-    def _known(self, tensor: str, along: Sequence[Along], path: Path, want: str,
+    def _known(self, tensor: str, along: Sequence[Along], path: Path, open_: Path, want: str,
                source: Statement | None = None) -> Instance | None:
         """An instance that may be read from these loops."""
         for instance in reversed(self.instances.get(self._key(tensor, along), [])):
@@ -382,6 +382,8 @@ class Builder:
                 continue
             common = _common(instance.path, path)
             closed, mine = instance.path[common:], path[common:]
+            if not self._earlier(instance, common, path, open_):
+                continue
             axes = {a.label for a in along}
             if any(b.label not in axes for b in closed):
                 continue            # it was made over and over there, or is one tile's share of a sum
@@ -395,6 +397,14 @@ class Builder:
             if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
                 return instance
         return None
+
+    def _earlier(self, instance: Instance, common: int, path: Path, open_: Path) -> bool:
+        """Whether it is made before what is put into the loops `path` next."""
+        block = path[common - 1] if common else self.root
+        following = path[common] if len(path) > common else next((b for b in open_ if b.parent is block), None)
+        end = block.items.index(following) if following in block.items else len(block.items)
+        made = [p.path[common] if len(p.path) > common else p for p, _ in instance.writes]
+        return all(item in block.items[:end] for item in made)
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
         """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be in, in
@@ -434,7 +444,7 @@ class Builder:
             placed.reads["x"] = self.slot(tensor, along)
         else:
             there = block.path
-            known = self._known(tensor, along, there, "", source)
+            known = self._known(tensor, along, there, inside, "", source)
             if known is None:
                 at, within = self._below(source, there, inside)
                 self._place(source, at, within)

@@ -98,7 +98,7 @@ def _structure(work: Statements, outside: list[Label], inside: list[Label], toke
     features(outside)
     if blocked:
         for x in keys:
-            sizes = blocks_of(x.size)
+            sizes = [b for b in blocks_of(x.size) if one or b > 1]     # one key at a time is one token at a time
             loops.append((x.name, sizes[0]))
             axes.append(((x.name, False),))
             steps.append(tuple(sizes))
