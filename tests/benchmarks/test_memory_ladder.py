@@ -1,0 +1,60 @@
+"""The memory ladder keeps what it reaches: every row planned and placed (no C), against golden figures."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+from torch import nn
+
+from algorithm import build_model, resolve_plan
+from algorithm.sparse import PlanConfig, parse_budget
+from benchmarks.memory_ladder import ROWS, Row, compiler_of, model_config, selections
+from compilation.errors import BudgetError
+from compilation.pipeline import Compiler
+from tests.figures import Entry, Figures
+
+FILE = "ladder.json"
+CASES = [(row, gram) for gram in (False, True) for row in sorted(ROWS, key=lambda r: (r.model, r.size, r.patch, r.lora))]
+NAMES = [row.text + (" + Gram" if gram else "") for row, gram in CASES]
+
+
+@lru_cache(maxsize=1)       # the cases are sorted by model: each is captured once, and only one is held
+def captured(model: str, size: int, patch: int, lora: int, gram: bool) -> tuple[nn.Module, Compiler]:
+    row = Row("", model, size, patch, "", {}, lora)
+    module = build_model(model_config(row, gram))
+    return module, compiler_of(row, module)
+
+
+def reached(row: Row, gram: bool) -> Entry:
+    model, compiler = captured(row.model, row.size, row.patch, row.lora, gram)
+    plan = selections(resolve_plan(PlanConfig(**row.plan), model))
+    out: Entry = {"smallest_ram_bytes": compiler.smallest_ram(plan)}
+    try:
+        compiled = compiler.compile(plan, parse_budget(row.budget))
+    except BudgetError as error:
+        assert error.smallest == out["smallest_ram_bytes"] > parse_budget(row.budget)
+        return {**out, "fits": False}
+    assert compiled.memory.arena == compiled.bound
+    assert compiled.memory.total <= parse_budget(row.budget)
+    return {**out, "fits": True, "ram_bytes": compiled.memory.total, "arena_bytes": compiled.memory.arena,
+            "arena_lower_bound_bytes": compiled.bound, "macs": compiled.macs,
+            "macs_without_recompute": compiled.macs_without_recompute}
+
+
+@pytest.mark.parametrize(("row", "gram"), CASES, ids=NAMES)
+def test_no_row_needs_more_memory_or_work_than_it_did(row: Row, gram: bool, figures: Figures) -> None:
+    now = reached(row, gram)
+
+    def law(golden: Entry) -> None:
+        assert now["smallest_ram_bytes"] <= golden["smallest_ram_bytes"]
+        if golden["fits"]:
+            assert now["fits"]
+            assert now["macs"] <= golden["macs"]
+            assert now["macs_without_recompute"] <= golden["macs_without_recompute"]
+
+    figures.compare(FILE, row.text + (" + Gram" if gram else ""), now, law)
+
+
+def test_every_golden_row_is_still_checked(figures: Figures) -> None:
+    assert set(figures.read(FILE)) == set(NAMES)
