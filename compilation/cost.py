@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role
+from compilation.types import INDEX
 
 FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
 SEAL_BYTES = 8  # at the end of the constants: by what the device knows that they are whole and where they should be
@@ -50,7 +51,7 @@ def fixed_bytes(program: Program) -> int:
 def memory(program: Program, arena: int | None = None) -> Memory:
     """Memory of a (placed) Program. Flash holds constants, aligned, the initial values of trained weights, the seal."""
     constants = sum(-(-t.bytes // FLASH_ALIGNMENT) * FLASH_ALIGNMENT for t in program.tensors.values()
-                    if t.role is Role.CONSTANT and t.dtype == "f32")
+                    if t.role is Role.CONSTANT and t.element != INDEX)
     return Memory(
         arena=program.arena_bytes if arena is None else arena,
         trained=program.role_bytes(Role.TRAINED), state=program.role_bytes(Role.STATE),

@@ -13,6 +13,7 @@ import numpy as np
 from compilation.errors import VerificationError
 from compilation.ops import REGISTRY
 from compilation.program import VIEW, Call, Program, Role
+from compilation.types import F32, LABEL
 
 
 class Interpreter:
@@ -30,8 +31,8 @@ class Interpreter:
         """One step, updates included; image as the INPUT tensor holds it. Returns the loss."""
         for t in self.program.tensors.values():
             if t.role is Role.INPUT:
-                value = np.array([label]) if t.dtype == "i32" else np.asarray(image).reshape(t.shape)
-                self.memory[t.name] = value.astype(np.float64) if t.dtype == "f32" else value
+                value = np.array([label]) if t.element == LABEL else np.asarray(image).reshape(t.shape)
+                self.memory[t.name] = value.astype(np.float64) if t.element == F32 else value
         for call in self.program.calls:
             self._run(call, lr, momentum)
         return float(self.memory[self.program.loss].reshape(()))

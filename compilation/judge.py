@@ -8,6 +8,7 @@ from compilation.memory.validate import check_program_memory
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
 from compilation.program import VIEW, Program, Role, Tensor
+from compilation.types import F32, LABEL, PIXELS, Element
 from compilation.verify import RELAX, verify
 
 
@@ -26,17 +27,17 @@ def judge(program: Program, after: str = "") -> None:
 
 def _check_interface(program: Program, prefix: str) -> None:
     """Image and label go in, logits and loss come out, and the prediction is a step up to the logits."""
-    def named(key: str, role: Role, *dtypes: str) -> Tensor:
+    def named(key: str, role: Role, *elements: Element) -> Tensor:
         t = program.tensors.get(getattr(program, key))
         if t is None:
             raise VerificationError(f"{prefix}{key} is the unknown tensor {getattr(program, key)!r}")
-        if t.role is not role or t.alias or t.dtype not in dtypes:
-            raise VerificationError(f"{prefix}{key} is {t.name}, which is {t.role.value} {t.dtype}: expected "
-                                    f"{role.value} {' or '.join(dtypes)} with storage of its own")
+        if t.role is not role or t.alias or t.element not in elements:
+            raise VerificationError(f"{prefix}{key} is {t.name}, which is {t.role.value} {t.element}: expected "
+                                    f"{role.value} {' or '.join(map(str, elements))} with storage of its own")
         return t
 
-    known = [named("image", Role.INPUT, "u8", "f32"), named("label", Role.INPUT, "i32"),
-             named("logits", Role.OUTPUT, "f32"), named("loss", Role.OUTPUT, "f32")]
+    known = [named("image", Role.INPUT, *PIXELS), named("label", Role.INPUT, LABEL),
+             named("logits", Role.OUTPUT, F32), named("loss", Role.OUTPUT, F32)]
     for t in program.tensors.values():
         if t.role in (Role.INPUT, Role.OUTPUT) and t not in known:
             raise VerificationError(f"{prefix}{t.name} is {t.role.value}, but the Program does not say what it is for")

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, NoReturn
 
-DTYPE_BYTES = {"f32": 4, "i32": 4, "u16": 2, "u8": 1}
-INDICES = 1 << 16   # index lists are u16 on the device: so many rows or columns can be told apart
+from compilation.types import INDEX, Element, Shape, Type
+
 VIEW = "reshape"    # the operation that only gives a tensor another shape: the same bytes, no code
 TEXT_LIMIT = 40     # characters of an attribute that `Program.text` shows; of longer ones it says how long they are
 
@@ -85,18 +84,25 @@ class _Plain:
 class Tensor(_Plain):
     """A typed value. `alias` names the tensor whose storage it takes over (in-place result)."""
 
-    holds = ("shape",)
+    holds = ()
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    type: Type
     role: Role
     source: str = ""            # parameter name or module path in the PyTorch model
     alias: str | None = None
     offset: int | None = None   # bytes into the arena, for arena roles
 
     @property
+    def shape(self) -> Shape:
+        return self.type.shape
+
+    @property
+    def element(self) -> Element:
+        return self.type.element
+
+    @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return self.type.bytes
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,13 @@ class Program:
         return tensor
 
     def put(self, name: str, **changes: Any) -> Tensor:
-        """Replace a tensor by one with other fields (shape, role, alias, offset ...)."""
+        """Replace a tensor by one with other fields (type, role, alias, offset ...)."""
         self.tensors[name] = replace(self.tensors[name], **changes)
         return self.tensors[name]
+
+    def put_shape(self, name: str, shape: Iterable[int]) -> Tensor:
+        """Replace a tensor by one of another shape, the element as before."""
+        return self.put(name, type=self.tensors[name].type.shaped(shape))
 
     def position(self, call: Call) -> int:
         """Where this very call stands."""
@@ -213,10 +223,10 @@ class Program:
         """Stable, readable text: one line a tensor, one line a call."""
         lines = [f"program {self.name}"]
         for t in self.tensors.values():
-            if t.role is Role.CONSTANT and t.dtype == "u16":
+            if t.role is Role.CONSTANT and t.element == INDEX:
                 continue
             place = f" @{t.offset}" if t.offset is not None else (f" = {t.alias}" if t.alias else "")
-            lines.append(f"  {t.role.value:<10} {t.name}: {t.dtype}[{', '.join(map(str, t.shape))}]{place}")
+            lines.append(f"  {t.role.value:<10} {t.name}: {t.type}{place}")
         for w in self.weights.values():
             if w.axis:
                 lines.append(f"  weight     {w.name}: {len(w.index)} of {w.axis} trained")
@@ -248,7 +258,9 @@ def _short(value: Any) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    if isinstance(value, _Plain):
+    if isinstance(value, Element):
+        return value.name
+    if isinstance(value, _Plain | Type):
         return {f.name: _jsonable(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
     if isinstance(value, Mapping):
         return {k: _jsonable(v) for k, v in value.items()}

@@ -15,7 +15,8 @@ from typing import Any
 
 from compilation.errors import PlacementError, ProgramFileError, VerificationError
 from compilation.judge import judge
-from compilation.program import DTYPE_BYTES, Call, Program, Role, Tensor, Weight
+from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.types import ELEMENTS, Type
 from compilation.verify import verify
 
 LARGEST = 2**31 - 1     # sizes, offsets and integer attributes are int32_t on the device
@@ -146,14 +147,16 @@ NUMBERS = _is("a list of numbers", lambda v: isinstance(v, list) and all(map(_nu
 NAMES = _by_name(TEXT)
 ATTRS = _by_name(_is("a number or a text", _scalar))
 ROLE = _is("a role (" + ", ".join(r.value for r in Role) + ")", lambda v: v in [r.value for r in Role], Role)
-DTYPE = _is("an element type (" + ", ".join(DTYPE_BYTES) + ")", lambda v: isinstance(v, str) and v in DTYPE_BYTES)
+ELEMENT = _is("an element type (" + ", ".join(ELEMENTS) + ")", lambda v: isinstance(v, str) and v in ELEMENTS,
+              ELEMENTS.get)
+TYPE = _record({"shape": SHAPE, "element": ELEMENT}, Type)
 AXIS = _is('"cols", "rows" or null', lambda v: v in ("cols", "rows", None))
 MATRIX = _is("[rows, columns]", lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(n) and n > 0 for n in v), tuple)
 
 PROGRAM: dict[str, Check] = {
     "name": TEXT,
-    "tensors": _by_name(_record({"name": TEXT, "shape": SHAPE, "dtype": DTYPE, "role": ROLE, "source": TEXT,
-                                 "alias": _optional(TEXT), "offset": _optional(WHOLE)}, Tensor)),
+    "tensors": _by_name(_record({"name": TEXT, "type": TYPE, "role": ROLE, "source": TEXT, "alias": _optional(TEXT),
+                                 "offset": _optional(WHOLE)}, Tensor)),
     "weights": _by_name(_record({"name": TEXT, "shape": MATRIX, "frozen": _optional(TEXT), "trained": _optional(TEXT),
                                  "axis": AXIS, "index": INDEX}, Weight)),
     "calls": _list(_record({"op": TEXT, "inputs": NAMES, "outputs": NAMES, "attrs": ATTRS, "updates": NAMES,

@@ -11,7 +11,8 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site, Slot
 from compilation.ops.indices import bind
 from compilation.passes.rewrite import site
-from compilation.program import DTYPE_BYTES, INDICES, STOP, VIEW, Call, Program, Role, Tensor
+from compilation.program import STOP, VIEW, Call, Program, Role, Tensor
+from compilation.types import F32, INDICES, Type
 
 RELAX, TIR = "relax:", "tir:"       # the long tail, before and after it is lowered
 TAIL_ATTRS: dict[str, dict[str, type]] = {
@@ -60,8 +61,8 @@ class _Verifier:
         for name, t in self.program.tensors.items():
             if t.name != name:
                 self.fail(f"the tensor under {name} calls itself {t.name}")
-            if t.dtype not in DTYPE_BYTES or any(n < 1 for n in t.shape):
-                self.fail(f"{name} is {t.dtype}{list(t.shape)}: the type is unknown or the shape has no elements")
+            if any(n < 1 for n in t.shape):
+                self.fail(f"{name} is {t.type}: the shape has no elements")
             self.roots[name] = self._root(t)
             if t.alias and t.role not in MOVABLE:
                 self.fail(f"{name} ({t.role.value}) shares storage with {t.alias}: only results in the arena may")
@@ -113,9 +114,9 @@ class _Verifier:
                 t = self.program.tensors.get(tensor or "")
                 if t is None:
                     self.fail(f"its {part} part is the unknown tensor {tensor}")
-                if t.role is not role or t.dtype != "f32" or math.prod(t.shape) != math.prod(wanted[part]):
-                    self.fail(f"its {part} part {t.name} is {t.role.value} {t.dtype}{list(t.shape)}, not {role.value} "
-                              f"f32{list(wanted[part])}")
+                if t.role is not role or t.element != F32 or t.type.count != math.prod(wanted[part]):
+                    self.fail(f"its {part} part {t.name} is {t.role.value} {t.type}, not {role.value} "
+                              f"{Type(wanted[part])}")
         self.at = ""
 
     # -- calls --------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class _Verifier:
         where: Site | None = None
         if op is not None:
             self._slots(op, call)
-            self._attributes(call, {n: {"int32_t": int, "float": float}[c] for n, (c, _) in op.attrs.items()})
+            self._attributes(call, {n: kind for n, (kind, _) in op.attrs.items()})
             where = site(self.program, call)
             self._kernel(op, call, where)
         elif tail is None:
@@ -204,8 +205,8 @@ class _Verifier:
             t = self.program.tensors.get(name)
             if t is None:
                 continue                        # a weight in two parts, judged with the weights
-            if t.dtype != declared.dtype:
-                self.fail(f"slot {slot} takes {declared.dtype}, but {name} is {t.dtype}")
+            if t.element != declared.element:
+                self.fail(f"slot {slot} takes {declared.element}, but {name} is {t.element}")
             if declared.kind in ("vector", "matrix") and t.role not in (Role.CONSTANT, Role.TRAINED):
                 self.fail(f"slot {slot} takes a parameter, but {name} is {t.role.value}")
             if declared.kind == "index":
@@ -282,10 +283,9 @@ class _Verifier:
             if (derived or slot.startswith("d_")) and t.role is not Role.GRADIENT:
                 self.fail(f"output {slot} makes {name}, a gradient, which calls itself {t.role.value}")
             if op is not None:
-                shape, dtype = self._guard(inferred.__getitem__, slot)
-                if tuple(shape) != t.shape or dtype != t.dtype:
-                    self.fail(f"{slot} is {dtype}{list(shape)} by the operation's rule, "
-                              f"but {name} is {t.dtype}{list(t.shape)}")
+                made = self._guard(inferred.__getitem__, slot)
+                if made != t.type:
+                    self.fail(f"{slot} is {made} by the operation's rule, but {name} is {t.type}")
             self.defined.add(name)
             if call.op == VIEW:
                 self._view(call, t)
@@ -298,9 +298,8 @@ class _Verifier:
         source = self.program.tensors[call.inputs["x"]]
         if result.alias not in (None, source.name):
             self.fail(f"{result.name} is a view of {source.name}, but shares storage with {result.alias}")
-        if math.prod(source.shape) != math.prod(result.shape) or source.dtype != result.dtype:
-            self.fail(f"{result.name} {result.dtype}{list(result.shape)} has other elements than "
-                      f"{source.name} {source.dtype}{list(source.shape)}")
+        if source.type.count != result.type.count or source.element != result.element:
+            self.fail(f"{result.name} {result.type} has other elements than {source.name} {source.type}")
         self.alive.setdefault(self.roots[result.name], set()).add(result.name)
 
     def _in_place(self, op: Op | None, call: Call, slot: str, result: Tensor, where: Site | None) -> None:
@@ -331,7 +330,7 @@ class _Verifier:
         if slot == op.own_update:
             shape = next(where.shapes[s.name] for s in op.inputs if s.kind == "tensor")
         else:
-            shape, _ = self._guard(self._guard(op.infer, where).__getitem__, f"d_{slot}")
+            shape = self._guard(self._guard(op.infer, where).__getitem__, f"d_{slot}").shape
         if math.prod(shape) != math.prod(t.shape):
             self.fail(f"it updates {name} of shape {list(t.shape)} by a gradient of shape {list(shape)}")
 

@@ -21,7 +21,7 @@ from compilation.program import Program
 from compilation.program_file import read_program
 from runtime.codegen.check import check_folder
 from runtime.codegen.generate import STACK_BYTES, find_interface, generate
-from runtime.codegen.layout import NUMPY_DTYPE, lay_out
+from runtime.codegen.layout import lay_out
 from runtime.errors import RefusedError, RuntimeStageError
 from runtime.simulator import Measured, Simulator
 from runtime.toolchain import Build, available_builds
@@ -66,7 +66,7 @@ def read_values(path: Path) -> dict[str, np.ndarray]:
 def require_images(program: Program, trace: RecordedRun) -> None:
     """Raises RefusedError unless the trace's images and labels are what the Program reads."""
     interface = find_interface(program)
-    kind, shape = np.dtype(NUMPY_DTYPE[interface.image.dtype]), tuple(interface.image.shape)
+    kind, shape = interface.image.element.numpy, tuple(interface.image.shape)
     images, labels = trace.images, trace.labels
     if images.dtype != kind or images[0].size != interface.image.bytes // kind.itemsize:
         raise RefusedError(f"the trace's images are {images.dtype} {images.shape[1:]}, the Program reads {kind} {shape}: "
@@ -147,7 +147,7 @@ def prove(folder: Path, build: Build, steps: int | None, builds: bool) -> int:
 def some_image(simulator: Simulator) -> np.ndarray:
     """Where no image was recorded: a random one, for what is measured does not depend on it."""
     image = simulator.interface.image
-    return np.random.default_rng(0).integers(0, 256, image.shape).astype(NUMPY_DTYPE[image.dtype])
+    return np.random.default_rng(0).integers(0, 256, image.shape).astype(image.element.numpy)
 
 
 def conclude(folder: Path, result: Validation | None, failed: bool, console: Console) -> None:

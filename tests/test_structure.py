@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def test_kernels_bring_everything_themselves() -> None:
     includes = {(f.name, line.split("<")[1].split(">")[0]) for f in (ROOT / "runtime/kernels").glob("*.[ch]")
                 for line in f.read_text().splitlines() if line.strip().startswith("#include <")}
     assert {i for i in includes if i[1] not in ("stdint.h", "stddef.h")} == {("vt_math.h", "math.h")}
+
+
+def test_elements_are_named_and_sized_in_one_place() -> None:
+    """No literal of an element type and no bytes of a number outside `compilation/types.py`."""
+    literal = re.compile(r'"(f32|i32|u16|u8|float32|int32_t|uint16_t|uint8_t)"|\b4 \* ?\(|return 4 \*')
+    found = {f"{f.relative_to(ROOT)}: {line.strip()}" for package in ("compilation", "runtime/codegen", "runtime/simulator")
+             for f in (ROOT / package).rglob("*.py") if f.name != "types.py"
+             for line in f.read_text().splitlines() if literal.search(line)}
+    assert found == set()

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, width
+from compilation.types import SUM, Type
 
 KEYS = 16                   # VT_KEYS: keys taken at a time
 
@@ -22,7 +23,7 @@ def check_heads(features: int, heads: int) -> None:
 class Heads(Op):
     source = "vt_attention.c"
     indices = "qkv: n 3*w, dy: n w"
-    attrs = {"heads": ("int32_t", 1), "rows": ("int32_t", 16)}
+    attrs = {"heads": (int, 1), "rows": (int, 16)}
     legal = {"heads": COUNT, "rows": ROWS}
     schedule = ("rows",)
 
@@ -54,9 +55,9 @@ class Attention(Heads):
     name, symbol, gradient = "attention", "vt_attention", "attention_grad"
     inputs, outputs, vanishes = (tensor("qkv"),), (tensor("y"),), (("qkv",),)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         n, packed = site.shapes["qkv"]
-        return {"y": ((n, packed // 3), "f32")}
+        return {"y": Type((n, packed // 3))}
 
     def macs(self, site: Site) -> int:
         n, w, _, _ = self.sizes(site)
@@ -64,7 +65,7 @@ class Attention(Heads):
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)
-        return 4 * t * (2 * d + min(KEYS, n))
+        return SUM.of(t * (2 * d + min(KEYS, n)))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.attention(inputs["qkv"], attrs["heads"])}
@@ -77,8 +78,8 @@ class AttentionGrad(Heads):
     name, symbol = "attention_grad", "vt_attention_grad"
     inputs, outputs = (tensor("qkv"), tensor("dy")), (tensor("d_qkv"),)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"d_qkv": (site.shapes["qkv"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"d_qkv": Type(site.shapes["qkv"])}
 
     def macs(self, site: Site) -> int:
         n, w, _, _ = self.sizes(site)
@@ -86,7 +87,7 @@ class AttentionGrad(Heads):
 
     def scratch(self, site: Site) -> int:
         n, _, d, t = self.sizes(site)
-        return 4 * t * ((3 if t > 1 else 2) * d + 2 * min(KEYS, n))
+        return SUM.of(t * ((3 if t > 1 else 2) * d + 2 * min(KEYS, n)))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"d_qkv": ref.attention_grad(inputs["qkv"], inputs["dy"], attrs["heads"])}

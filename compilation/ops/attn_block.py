@@ -9,7 +9,7 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.attention import KEYS, check_heads
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
     FLAG,
@@ -30,6 +30,7 @@ from compilation.ops.common import (
     width,
 )
 from compilation.ops.gram import GramPart, rank_blocks
+from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),
               vector("bproj", True), vector("ls", True), vector("gram_a", True), vector("gram_b", True),
@@ -39,9 +40,9 @@ LOW = ("qkv_a", "qkv_b", "proj_a", "proj_b")      # low-rank additions (LoRA) to
 
 class AttentionOp(Op):
     source = "vt_attn_block.c"
-    attrs = {"eps": ("float", 1e-6), "norm": ("int32_t", 1), "heads": ("int32_t", 1), "residual": ("int32_t", 1),
-             "q_rows": ("int32_t", 1), "rows": ("int32_t", 16), "key_block": ("int32_t", 65535),
-             "gram_block": ("int32_t", 64), "qkv_scale": ("float", 1.0), "proj_scale": ("float", 1.0)}
+    attrs = {"eps": (float, 1e-6), "norm": (int, 1), "heads": (int, 1), "residual": (int, 1),
+             "q_rows": (int, 1), "rows": (int, 16), "key_block": (int, 65535),
+             "gram_block": (int, 64), "qkv_scale": (float, 1.0), "proj_scale": (float, 1.0)}
     indices = ("x: n d, gamma: d, beta: d, wqkv: 3*d d, bqkv: 3*d, wproj: d d, bproj: d, ls: d, gram_a: n g, gram_b: g d, "
                "qkv_a: r d, qkv_b: 3*d r, proj_a: p d, proj_b: d p, dy: q d")
     legal = {"norm": FLAG, "heads": COUNT, "residual": FLAG, "q_rows": COUNT, "rows": ROWS, "key_block": COUNT,
@@ -130,8 +131,8 @@ class AttnBlock(AttentionOp):
     name, symbol, gradient = "attn_block", "vt_attn_block", "attn_block_grad"
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((self.attr(site, "q_rows"), site.shapes["x"][1]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((self.attr(site, "q_rows"), site.shapes["x"][1]))}
 
     def repeats(self, site: Site) -> int:
         """How often the last head computes its queries."""
@@ -163,7 +164,7 @@ class AttnBlock(AttentionOp):
         else:
             inner = 2 * n + 2 * bk * d + t * (w + 2 * d + min(KEYS, n if heads > 2 else bk))
         inner += r * (n + t) * (q > 1)
-        inner = 4 * max(inner, (2 * w + rp) * width(q, rows))
+        inner = SUM.of(max(inner, (2 * w + rp) * width(q, rows)))
         if (gram := self.gram(site)) is not None:
             inner = max(inner, gram.forward_scratch())
         return 8 * n * bool(self.attr(site, "norm")) + inner
@@ -204,15 +205,15 @@ class AttnBlockGrad(AttentionOp):
                matrix("d_wproj"), vector("d_bproj"), vector("d_ls"), vector("d_gram_a"), vector("d_gram_b"),
                vector("d_qkv_a"), vector("d_qkv_b"), vector("d_proj_a"), vector("d_proj_b"))
     needed_for = {"bproj": ("d_ls",)}
-    attrs = {**AttentionOp.attrs, "spare": ("int32_t", 0)}
+    attrs = {**AttentionOp.attrs, "spare": (int, 0)}
     schedule = (*AttentionOp.schedule, "spare")
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         n, w = site.shapes["x"]
-        made: dict[str, tuple[Shape, str]] = {"d_x": ((n, w), "f32"), "d_bqkv": ((3 * w,), "f32")}
-        made |= {f"d_{s}": ((w,), "f32") for s in ("gamma", "beta", "bproj", "ls")}
-        made |= {f"d_{s}": (part_shape(site, s), "f32") for s in ("wqkv", "wproj")}
-        return made | {f"d_{s}": (site.shapes[s], "f32") for s in ("gram_a", "gram_b", *LOW) if site.has(s)}
+        made: dict[str, Type] = {"d_x": Type((n, w)), "d_bqkv": Type((3 * w,))}
+        made |= {f"d_{s}": Type((w,)) for s in ("gamma", "beta", "bproj", "ls")}
+        made |= {f"d_{s}": Type(part_shape(site, s)) for s in ("wqkv", "wproj")}
+        return made | {f"d_{s}": Type(site.shapes[s]) for s in ("gram_a", "gram_b", *LOW) if site.has(s)}
 
     def needs(self, site: Site) -> tuple[bool, bool, bool]:
         """Whether the gradient of LN(x), the attention itself, and its result o have to be made."""
@@ -306,11 +307,11 @@ class AttnBlockGrad(AttentionOp):
         norm, inner, _ = self.needs(site)
         base = 2 * n * bool(self.attr(site, "norm")) + w * ("d_ls" in site.wants)
         base += n * w * (norm and "d_x" not in site.wants)
-        work = 4 * self._head_scratch(site) if inner else 0
+        work = SUM.of(self._head_scratch(site)) if inner else 0
         gram = self.gram(site)
         if gram is not None and any(self.gram_wants(site)):
             work = max(work, gram.backward_scratch(*self.gram_wants(site)))
-        return 4 * base + work
+        return SUM.of(base) + work
 
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         one, trained = self.attr(site, "q_rows") == 1, bool(site.wants & {"d_wqkv", "d_wproj"})

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-Shape = tuple[int, ...]
+from compilation.types import F32, Element, Shape, Type
+
 Shapes = dict[str, Shape]
 Arrays = dict[str, np.ndarray]
 
@@ -29,7 +30,7 @@ class Slot:
     name: str
     kind: str = "tensor"
     optional: bool = False
-    dtype: str = "f32"
+    element: Element = F32
     of: str = ""
 
 
@@ -47,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Site:
-    """What an operation may know of one call: the shapes and dtypes of its inputs, its attributes,
+    """What an operation may know of one call: the shapes of its inputs, its attributes,
     the wanted outputs, and of each matrix how much is trained: slot -> (axis, n_trained)."""
 
     shapes: Shapes
@@ -72,7 +73,7 @@ class Op:
     inputs: ClassVar[tuple[Slot, ...]]
     outputs: ClassVar[tuple[Slot, ...]]
     indices: ClassVar[str]                      # the axes of the inputs, as in "x: n c, w: o c, b: o" (ops/indices.py)
-    attrs: ClassVar[dict[str, tuple[str, Any]]] = {}  # name -> (C type: "int32_t" or "float", default)
+    attrs: ClassVar[dict[str, tuple[type, Any]]] = {}  # name -> (int or float: int32_t or float in C, default)
     legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory, speed and, where a sum is cut, last bits
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
@@ -82,8 +83,8 @@ class Op:
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        """Output slot -> (shape, dtype), for every output slot the site can have."""
+    def infer(self, site: Site) -> dict[str, Type]:
+        """Output slot -> type, for every output slot the site can have."""
         raise NotImplementedError
 
     def check(self, site: Site) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from compilation.ops.base import Op, Shape, Site, Slot
+from compilation.types import F32, INDEX, Element
 
 ROWS = (16, 8, 4, 2, 1)     # token panel widths that the kernels know
 LANES = 16                  # widest tile of vt_panel.h
 FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
-def tensor(name: str, optional: bool = False, dtype: str = "f32") -> Slot:
-    return Slot(name, "tensor", optional, dtype)
+def tensor(name: str, optional: bool = False, element: Element = F32) -> Slot:
+    return Slot(name, "tensor", optional, element)
 
 
 def vector(name: str, optional: bool = False) -> Slot:
@@ -27,7 +28,7 @@ def matrix(name: str, optional: bool = False) -> Slot:
 
 def index_list(name: str, of: str) -> Slot:
     """Columns of the slot `of`."""
-    return Slot(name, "index", False, "u16", of)
+    return Slot(name, "index", False, INDEX, of)
 
 
 def width(left: int, limit: int) -> int:

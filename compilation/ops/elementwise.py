@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import FLAG, tensor, vector
+from compilation.types import Type
 
 
 class Elementwise(Op):
@@ -20,8 +21,8 @@ class Elementwise(Op):
     result = "y"
     indices = "x: *, a: *, b: *, dy: *"
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {self.result: (site.shapes[self.inputs[0].name], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {self.result: Type(site.shapes[self.inputs[0].name])}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"size": math.prod(site.shapes[self.inputs[0].name])}
@@ -38,7 +39,7 @@ class Gelu(Elementwise):
 
     name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
+    attrs, legal = {"tanh": (int, 0)}, {"tanh": FLAG}
     inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -54,7 +55,7 @@ class GeluGrad(Elementwise):
 
     name, symbol, result = "gelu_grad", "vt_gelu_grad", "d_x"
     inputs, outputs = (tensor("x"), tensor("dy")), (tensor("d_x"),)
-    attrs, legal = {"tanh": ("int32_t", 0)}, {"tanh": FLAG}
+    attrs, legal = {"tanh": (int, 0)}, {"tanh": FLAG}
     inplace = {"d_x": "dy"}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -115,7 +116,7 @@ class MulConst(Elementwise):
 
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs = (tensor("x"),), (tensor("y"),)
-    attrs = {"value": ("float", 1.0)}
+    attrs = {"value": (float, 1.0)}
     inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -134,8 +135,8 @@ class Scale(Op):
     indices = "x: n d, s: d"
     inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": (site.shapes["x"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type(site.shapes["x"])}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
@@ -158,8 +159,8 @@ class ScaleGrad(Op):
     indices = "x: n d, s: d, dy: n d"
     inplace, needed_for = {"d_x": "dy"}, {"x": ("d_s",)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"d_x": (site.shapes["dy"], "f32"), "d_s": (site.shapes["s"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"d_x": Type(site.shapes["dy"]), "d_s": Type(site.shapes["s"])}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["dy"][:-1]), "d": site.shapes["dy"][-1]}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
     ROWS,
@@ -23,6 +23,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.types import SUM, U8, Type
 
 PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), vector("prefix", True),
               vector("pos", True))
@@ -69,12 +70,12 @@ class PatchEmbed(Embedding):
     """y (N, D) = concat(prefix, patches w^T + b) + pos; patches of the normalised image, which never exists."""
 
     name, symbol, gradient = "patch_embed", "vt_patch_embed", "patch_embed_grad"
-    inputs, outputs = (tensor("image", dtype="u8"), *PARAMETERS), (tensor("y"),)
-    attrs = {"patch": ("int32_t", 16), "rows": ("int32_t", 16)}
+    inputs, outputs = (tensor("image", element=U8), *PARAMETERS), (tensor("y"),)
+    attrs = {"patch": (int, 16), "rows": (int, 16)}
     schedule = ("rows",)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((self.tokens(site), site.shapes["w"][0]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((self.tokens(site), site.shapes["w"][0]))}
 
     def macs(self, site: Site) -> int:
         (d, k), n = site.shapes["w"], self.patches(site)
@@ -82,7 +83,7 @@ class PatchEmbed(Embedding):
 
     def scratch(self, site: Site) -> int:
         (d, k), t = site.shapes["w"], width(self.patches(site), self.attr(site, "rows"))
-        return 4 * t * (k + (d if t > 1 else 0))
+        return SUM.of(t * (k + (d if t > 1 else 0)))
 
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         return fastest_first(self, site, grid(rows=row_settings(self.patches(site))))
@@ -106,20 +107,20 @@ class PatchEmbedGrad(Embedding):
     """Gradients of the parameters (there is none of an image)."""
 
     name, symbol = "patch_embed_grad", "vt_patch_embed_grad"
-    inputs = (tensor("image", dtype="u8"), *(p for p in PARAMETERS if p.name != "b"), tensor("dy"))
+    inputs = (tensor("image", element=U8), *(p for p in PARAMETERS if p.name != "b"), tensor("dy"))
     outputs = (matrix("d_w"), vector("d_b"), vector("d_prefix"), vector("d_pos"))
-    attrs = {"patch": ("int32_t", 16)}
+    attrs = {"patch": (int, 16)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         d, dims = site.shapes["w"][0], self.dims(site)
-        return {"d_w": (part_shape(site, "w"), "f32"), "d_b": ((d,), "f32"), "d_pos": (site.shapes["dy"], "f32"),
-                "d_prefix": ((dims["prefix_rows"], d), "f32")}
+        return {"d_w": Type(part_shape(site, "w")), "d_b": Type((d,)), "d_pos": Type(site.shapes["dy"]),
+                "d_prefix": Type((dims["prefix_rows"], d))}
 
     def macs(self, site: Site) -> int:
         return self.patches(site) * part_size(site, "w") * ("d_w" in site.wants)
 
     def scratch(self, site: Site) -> int:
-        return 4 * self.patches(site) * stage_width(part_shape(site, "w")[1]) if "d_w" in site.wants else 0
+        return SUM.of(self.patches(site) * stage_width(part_shape(site, "w")[1])) if "d_w" in site.wants else 0
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         x = ref.patches(inputs["image"], inputs["scale"], inputs["shift"], attrs["patch"])
@@ -144,12 +145,12 @@ class NormalizeImage(Op):
     """y (1, C, H, W) = the normalised image, for models that do not begin with a patch embedding."""
 
     name, symbol, source = "normalize_image", "vt_normalize_image", "vt_image.c"
-    inputs, outputs = (tensor("image", dtype="u8"), vector("scale"), vector("shift")), (tensor("y"),)
+    inputs, outputs = (tensor("image", element=U8), vector("scale"), vector("shift")), (tensor("y"),)
     indices = "image: h w c, scale: c, shift: c"
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         h, w, c = site.shapes["image"]
-        return {"y": ((1, c, h, w), "f32")}
+        return {"y": Type((1, c, h, w))}
 
     def dims(self, site: Site) -> dict[str, int]:
         h, w, c = site.shapes["image"]

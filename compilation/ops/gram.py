@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, vector, width
+from compilation.types import SUM, Type
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GramPart:
 
     def forward_scratch(self) -> int:
         t, tq = self.panel
-        return 4 * (self.ranks * self.d + self.d * t + self.ranks * tq)
+        return SUM.of(self.ranks * self.d + self.d * t + self.ranks * tq)
 
     def backward_macs(self, dx: bool, da: bool, db: bool, dls: bool) -> int:
         u, v, w = dx or db or dls, dx or da, db or dls
@@ -48,7 +49,7 @@ class GramPart:
     def backward_scratch(self, dx: bool, da: bool, db: bool, dls: bool) -> int:
         t, tq = self.panel
         kept = (dx or db or dls) + (dx or da) + (db or dls)
-        return 4 * (self.ranks * self.d * kept + self.d * t + self.ranks * (t if da else tq))
+        return SUM.of(self.ranks * self.d * kept + self.d * t + self.ranks * (t if da else tq))
 
 
 def rank_blocks(r: int) -> list[int]:
@@ -58,7 +59,7 @@ def rank_blocks(r: int) -> list[int]:
 class GramOp(Op):
     source = "vt_gram.c"
     indices = "x: n d, a: n r, b: r d, dy: n d"
-    attrs = {"rows": ("int32_t", 16), "gram_block": ("int32_t", 64)}
+    attrs = {"rows": (int, 16), "gram_block": (int, 64)}
     legal = {"rows": ROWS, "gram_block": COUNT}
     schedule = ("rows", "gram_block")
 
@@ -88,8 +89,8 @@ class Gram(GramOp):
     inputs, outputs = (tensor("x"), vector("a"), vector("b")), (tensor("y"),)
     vanishes = (("x",), ("a",), ("b",))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": (site.shapes["x"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type(site.shapes["x"])}
 
     def macs(self, site: Site) -> int:
         return self.part(site).forward_macs()
@@ -113,8 +114,8 @@ class GramGrad(GramOp):
     inputs = (tensor("x"), vector("a"), vector("b"), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_a"), vector("d_b"))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {f"d_{s}": (site.shapes[s], "f32") for s in ("x", "a", "b")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {f"d_{s}": Type(site.shapes[s]) for s in ("x", "a", "b")}
 
     def wanted(self, site: Site) -> tuple[bool, bool, bool, bool]:
         return "d_x" in site.wants, "d_a" in site.wants, "d_b" in site.wants, False

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     FLAG,
     ROWS,
@@ -23,6 +23,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.types import SUM, Type
 
 
 @register
@@ -32,11 +33,11 @@ class Linear(Op):
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tensor("x"), matrix("w"), vector("b", True)), (tensor("y"),)
     indices = "x: n c, w: o c, b: o"
-    attrs, legal = {"rows": ("int32_t", 16)}, {"rows": ROWS}
+    attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
     schedule, rowwise, vanishes = ("rows",), ("x",), (("x", "b"), ("w", "b"))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((site.shapes["x"][0], site.shapes["w"][0]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((site.shapes["x"][0], site.shapes["w"][0]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["x"][0]}
@@ -47,7 +48,7 @@ class Linear(Op):
 
     def scratch(self, site: Site) -> int:
         t = width(site.shapes["x"][0], self.attr(site, "rows"))
-        return 4 * sum(site.shapes["w"]) * t if t > 1 else 0
+        return SUM.of(sum(site.shapes["w"]) * t) if t > 1 else 0
 
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
         return fastest_first(self, site, grid(rows=row_settings(site.shapes["x"][0])))
@@ -71,7 +72,7 @@ class LinearGrad(Op):
     inputs = (tensor("x", True), matrix("w"), tensor("dy"))
     outputs = (tensor("d_x"), matrix("d_w"), vector("d_b"))
     indices = "x: n k, w: o c, dy: n o"
-    attrs, legal = {"x_sliced": ("int32_t", 0)}, {"x_sliced": FLAG}
+    attrs, legal = {"x_sliced": (int, 0)}, {"x_sliced": FLAG}
     needed_for = {"x": ("d_w",)}
 
     def check(self, site: Site) -> None:
@@ -82,9 +83,9 @@ class LinearGrad(Op):
         if site.has("x") and site.shapes["x"][1] != columns:
             raise ValueError(f"x has {site.shapes['x'][1]} columns, not {columns}")
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         n, o = site.shapes["dy"]
-        return {"d_x": ((n, site.shapes["w"][1]), "f32"), "d_w": (part_shape(site, "w"), "f32"), "d_b": ((o,), "f32")}
+        return {"d_x": Type((n, site.shapes["w"][1])), "d_w": Type(part_shape(site, "w")), "d_b": Type((o,))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["dy"][0]}
@@ -97,7 +98,7 @@ class LinearGrad(Op):
     def scratch(self, site: Site) -> int:
         if "d_w" not in site.wants or self.attr(site, "x_sliced") or not by_columns(site, "w"):
             return 0
-        return 4 * site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1])
+        return SUM.of(site.shapes["dy"][0] * stage_width(part_shape(site, "w")[1]))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         made = {"d_x": inputs["dy"] @ inputs["w"], "d_b": inputs["dy"].sum(0)}

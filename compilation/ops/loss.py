@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import tensor
+from compilation.types import LABEL, Type
 
 
 class Loss(Op):
     source = "vt_loss.c"
     indices = "logits: 1 k, label: 1"
-    inputs = (tensor("logits"), tensor("label", dtype="i32"))
+    inputs = (tensor("logits"), tensor("label", element=LABEL))
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"k": site.shapes["logits"][1]}
@@ -32,8 +33,8 @@ class CrossEntropy(Loss):
     name, symbol, gradient = "cross_entropy", "vt_cross_entropy", "cross_entropy_grad"
     outputs = (tensor("loss"),)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"loss": ((1,), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"loss": Type((1,))}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"loss": np.array([ref.cross_entropy(inputs["logits"], int(inputs["label"][0]))])}
@@ -47,8 +48,8 @@ class CrossEntropyGrad(Loss):
     outputs = (tensor("d_logits"),)
     inplace = {"d_logits": "logits"}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"d_logits": (site.shapes["logits"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"d_logits": Type(site.shapes["logits"])}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         e = np.exp(inputs["logits"] - inputs["logits"].max())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
     FLAG,
@@ -27,6 +27,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("w1"), vector("b1", True), matrix("w2"),
               vector("b2", True), vector("ls", True), vector("fc1_a", True), vector("fc1_b", True),
@@ -36,9 +37,9 @@ LOW = ("fc1_a", "fc1_b", "fc2_a", "fc2_b")        # low-rank additions (LoRA) to
 
 class Mlp(Op):
     source = "vt_mlp_block.c"
-    attrs = {"eps": ("float", 1e-6), "act": ("int32_t", 0), "norm": ("int32_t", 1), "residual": ("int32_t", 1),
-             "rows": ("int32_t", 16), "chunk": ("int32_t", 64), "fc1_scale": ("float", 1.0),
-             "fc2_scale": ("float", 1.0)}
+    attrs = {"eps": (float, 1e-6), "act": (int, 0), "norm": (int, 1), "residual": (int, 1),
+             "rows": (int, 16), "chunk": (int, 64), "fc1_scale": (float, 1.0),
+             "fc2_scale": (float, 1.0)}
     indices = ("x: n d, gamma: d, beta: d, w1: h d, b1: h, w2: d h, b2: d, ls: d, fc1_a: r d, fc1_b: h r, fc2_a: s h, "
                "fc2_b: d s, dy: n d")
     legal = {"act": range(3), "norm": FLAG, "residual": FLAG, "rows": ROWS, "chunk": COUNT}
@@ -112,8 +113,8 @@ class MlpBlock(Mlp):
     inputs, outputs = (tensor("x"), *PARAMETERS), (tensor("y"),)
     inplace, rowwise = {"y": "x"}, ("x",)
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": (site.shapes["x"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type(site.shapes["x"])}
 
     def macs(self, site: Site) -> int:
         n, d, hidden, _, _ = self.sizes(site)
@@ -121,7 +122,7 @@ class MlpBlock(Mlp):
 
     def scratch(self, site: Site) -> int:
         _, d, _, t, chunk = self.sizes(site)
-        return 4 * t * (2 * d + chunk + sum(self.ranks(site)))
+        return SUM.of(t * (2 * d + chunk + sum(self.ranks(site))))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": forward(inputs, attrs)["y"]}
@@ -153,12 +154,12 @@ class MlpBlockGrad(Mlp):
                vector("d_fc2_b"))
     needed_for = {"b2": ("d_ls",)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         n, d, hidden, _, _ = self.sizes(site)
-        made: dict[str, tuple[Shape, str]] = {"d_x": ((n, d), "f32"), "d_b1": ((hidden,), "f32")}
-        made |= {f"d_{s}": (part_shape(site, s), "f32") for s in ("w1", "w2")}
-        made |= {f"d_{s}": (site.shapes[s], "f32") for s in LOW if site.has(s)}
-        return made | {f"d_{s}": ((d,), "f32") for s in ("gamma", "beta", "b2", "ls")}
+        made: dict[str, Type] = {"d_x": Type((n, d)), "d_b1": Type((hidden,))}
+        made |= {f"d_{s}": Type(part_shape(site, s)) for s in ("w1", "w2")}
+        made |= {f"d_{s}": Type(site.shapes[s]) for s in LOW if site.has(s)}
+        return made | {f"d_{s}": Type((d,)) for s in ("gamma", "beta", "b2", "ls")}
 
     def may_alias(self, site: Site) -> dict[str, str]:
         return {} if site.wants & {"d_w1", "d_w2"} else {"d_x": "dy"}
@@ -211,14 +212,14 @@ class MlpBlockGrad(Mlp):
             floats += self._low_floats(site, t, hidden)
             floats += d * len(site.wants & {"d_gamma", "d_beta"} if self.attr(site, "norm") else ())
             floats += hidden * ("d_b1" in site.wants) + t * (d * norm + chunk * inner)
-            return 4 * (floats + panel)
+            return SUM.of(floats + panel)
         floats += 2 * n * bool(self.attr(site, "norm")) + self._low_floats(site, n, chunk)
         floats += n * d * (norm and "d_x" not in site.wants)
         floats += n * min(chunk, part_shape(site, "w2")[1]) * w2 + n * chunk * inner
         stage = 0
         if w1 and (self.attr(site, "norm") or by_columns(site, "w1")):
             stage = n * stage_width(part_shape(site, "w1")[1])
-        return 4 * (floats + max(panel, stage))
+        return SUM.of(floats + max(panel, stage))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         i, f = inputs, forward(inputs, attrs)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import check_eps, tensor, vector
+from compilation.types import SUM, Type
 
 
 @register
@@ -19,14 +20,14 @@ class LayerNorm(Op):
 
     name, symbol, source, gradient = "layer_norm", "vt_layer_norm", "vt_layer_norm.c", "layer_norm_grad"
     inputs, outputs = (tensor("x"), vector("gamma", True), vector("beta", True)), (tensor("y"),)
-    indices, attrs = "x: n d, gamma: d, beta: d", {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, beta: d", {"eps": (float, 1e-6)}
     inplace, rowwise = {"y": "x"}, ("x",)
 
     def check(self, site: Site) -> None:
         check_eps(self.attr(site, "eps"))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": (site.shapes["x"], "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type(site.shapes["x"])}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
@@ -48,22 +49,22 @@ class LayerNormGrad(Op):
     name, symbol, source = "layer_norm_grad", "vt_layer_norm_grad", "vt_layer_norm.c"
     inputs = (tensor("x"), vector("gamma", True), tensor("dy"))
     outputs = (tensor("d_x"), vector("d_gamma"), vector("d_beta"))
-    indices, attrs = "x: n d, gamma: d, dy: n d", {"eps": ("float", 1e-6)}
+    indices, attrs = "x: n d, gamma: d, dy: n d", {"eps": (float, 1e-6)}
     inplace = {"d_x": "dy"}
     needed_for = {"gamma": ("d_x",)}
 
     def check(self, site: Site) -> None:
         check_eps(self.attr(site, "eps"))
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         d = site.shapes["x"][-1:]
-        return {"d_x": (site.shapes["x"], "f32"), "d_gamma": (d, "f32"), "d_beta": (d, "f32")}
+        return {"d_x": Type(site.shapes["x"]), "d_gamma": Type(d), "d_beta": Type(d)}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": math.prod(site.shapes["x"][:-1]), "d": site.shapes["x"][-1]}
 
     def scratch(self, site: Site) -> int:
-        return 4 * site.shapes["x"][-1] * len(site.wants & {"d_gamma", "d_beta"})
+        return SUM.of(site.shapes["x"][-1] * len(site.wants & {"d_gamma", "d_beta"}))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         dx, dgamma, dbeta = ref.layer_norm_grad(inputs["x"], inputs.get("gamma"), inputs["dy"], attrs["eps"])

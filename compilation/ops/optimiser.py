@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import tensor, vector
+from compilation.types import Type
 
 
 @register
@@ -20,7 +21,7 @@ class Sgd(Op):
     inputs, outputs = (vector("p"), tensor("g")), ()
     indices, own_update = "", "p"
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
+    def infer(self, site: Site) -> dict[str, Type]:
         return {}
 
     def dims(self, site: Site) -> dict[str, int]:

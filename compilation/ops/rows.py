@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compilation.ops.base import Arrays, Op, Sample, Shape, Site, register
+from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import COUNT, index_list, tensor
+from compilation.types import Type
 
 
 class Rows(Op):
@@ -32,10 +33,10 @@ class TakeRow(Rows):
 
     name, symbol, gradient = "take_row", "vt_take_row", "take_row_grad"
     inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
-    attrs = {"row": ("int32_t", 0)}
+    attrs = {"row": (int, 0)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((1, site.shapes["x"][1]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((1, site.shapes["x"][1]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"d": site.shapes["x"][1]}
@@ -54,10 +55,10 @@ class TakeRowGrad(Rows):
 
     name, symbol = "take_row_grad", "vt_take_row_grad"
     inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
-    attrs = {"row": ("int32_t", 0), "n": ("int32_t", 1)}
+    attrs = {"row": (int, 0), "n": (int, 1)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"d_x": ((self.attr(site, "n"), site.shapes["dy"][1]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"d_x": Type((self.attr(site, "n"), site.shapes["dy"][1]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"d": site.shapes["dy"][1]}
@@ -79,10 +80,10 @@ class MeanRows(Rows):
 
     name, symbol, gradient = "mean_rows", "vt_mean_rows", "mean_rows_grad"
     inputs, outputs, indices = (tensor("x"),), (tensor("y"),), "x: n d"
-    attrs = {"start": ("int32_t", 0)}
+    attrs = {"start": (int, 0)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((1, site.shapes["x"][1]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((1, site.shapes["x"][1]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"tokens": site.shapes["x"][0], "d": site.shapes["x"][1]}
@@ -101,10 +102,10 @@ class MeanRowsGrad(Rows):
 
     name, symbol = "mean_rows_grad", "vt_mean_rows_grad"
     inputs, outputs, indices = (tensor("dy"),), (tensor("d_x"),), "dy: 1 d"
-    attrs = {"start": ("int32_t", 0), "n": ("int32_t", 1)}
+    attrs = {"start": (int, 0), "n": (int, 1)}
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"d_x": ((self.attr(site, "n"), site.shapes["dy"][1]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"d_x": Type((self.attr(site, "n"), site.shapes["dy"][1]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"d": site.shapes["dy"][1]}
@@ -125,8 +126,8 @@ class TakeCols(Rows):
     name, symbol = "take_cols", "vt_take_cols"
     inputs, outputs, indices = (tensor("x"), index_list("index", "x")), (tensor("y"),), "x: n d, index: k"
 
-    def infer(self, site: Site) -> dict[str, tuple[Shape, str]]:
-        return {"y": ((site.shapes["x"][0], site.shapes["index"][0]), "f32")}
+    def infer(self, site: Site) -> dict[str, Type]:
+        return {"y": Type((site.shapes["x"][0], site.shapes["index"][0]))}
 
     def dims(self, site: Site) -> dict[str, int]:
         return {"n": site.shapes["x"][0], "d": site.shapes["x"][1], "k": site.shapes["index"][0]}

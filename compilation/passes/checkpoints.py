@@ -168,7 +168,7 @@ class Scheduler:
             for c in segment:
                 for t in c.outputs.values():
                     old = self.base.tensors[t]
-                    rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.shape, old.dtype, old.role,
+                    rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.type, old.role,
                                                    old.source)).name
                 program.calls.append(c.renamed(rename))
         return {**names, **{m: rename[self.chain.cuts[m]] for m in range(i, k + 1)}}

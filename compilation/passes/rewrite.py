@@ -69,8 +69,8 @@ def emit_before(program: Program, at: Call, op: str, inputs: dict[str, str], att
     """Insert a one-output call before `at`; returns its result."""
     full = REGISTRY[op].defaults() | attrs
     call = Call(op, inputs, {}, full, where=where)
-    (slot, (shape, dtype)), = REGISTRY[op].infer(site(program, call)).items()
-    result = program.add(Tensor(fresh(program, stem), shape, dtype, Role.ACTIVATION, source=where)).name
+    (slot, made), = REGISTRY[op].infer(site(program, call)).items()
+    result = program.add(Tensor(fresh(program, stem), made, Role.ACTIVATION, source=where)).name
     program.calls.insert(program.position(at), replace(call, outputs={slot: result}))
     return result
 

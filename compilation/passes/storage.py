@@ -8,6 +8,7 @@ from compilation.memory.liveness import lifetimes, live_bytes, padded
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh, site
 from compilation.program import VIEW, Call, Program, Role, Tensor
+from compilation.types import BYTES, Type
 
 
 def share_storage(program: Program) -> None:
@@ -29,7 +30,7 @@ def share_storage(program: Program) -> None:
             root = program.tensors[program.storage(source.name)]
             sole = sum(program.storage(t) == root.name for t in c.inputs.values() if t in program.tensors) == 1
             dies = max(end.get(root.name, -1), last[source.name]) == i
-            same = result.bytes == root.bytes and result.dtype == root.dtype
+            same = result.bytes == root.bytes and result.element == root.element
             movable = root.role in (Role.ACTIVATION, Role.GRADIENT) and result.role in (Role.ACTIVATION, Role.GRADIENT)
             if c.op == VIEW or (sole and dies and same and movable):
                 program.put(result.name, alias=source.name)
@@ -72,7 +73,8 @@ def tune(program: Program, capacity: int | None) -> int:
         settings, size = fitting[0] if fitting else min(options, key=lambda o: o[1])
         scratch = None
         if size:
-            scratch = program.add(Tensor(fresh(program, f"scratch.{i}"), (size,), "u8", Role.SCRATCH, call.where)).name
+            buffer = Tensor(fresh(program, f"scratch.{i}"), Type((size,), BYTES), Role.SCRATCH, call.where)
+            scratch = program.add(buffer).name
             live[i] += size
         program.calls[i] = replace(call, attrs={**call.attrs, **settings}, scratch=scratch)
     return max(live, default=0)

@@ -10,11 +10,11 @@ from compilation.errors import PlanError
 from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh, parameter_views, producers, use_counts, whole_weight
 from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.types import INDEX, LABEL, Type
 
 Selection = str | dict[str, list[int]]     # "all", {"cols": [...]} or {"rows": [...]}
 
 
-NUMPY_DTYPE = {"f32": np.float32, "i32": np.int32, "u16": np.uint16, "u8": np.uint8}
 MOST_INDICES = 2**16      # an index list is uint16_t on the device
 
 
@@ -28,8 +28,8 @@ def add_loss(program: Program) -> None:
         raise PlanError(f"the model's result has shape {t.shape}: a classifier needs at least 2 classes, with one the "
                         "cross-entropy is 0 whatever the weights are")
     program.put(logits, role=Role.OUTPUT)
-    program.label = program.add(Tensor(fresh(program, "label"), (1,), "i32", Role.INPUT)).name
-    program.loss = program.add(Tensor(fresh(program, "loss"), (1,), "f32", Role.OUTPUT)).name
+    program.label = program.add(Tensor(fresh(program, "label"), Type((1,), LABEL), Role.INPUT)).name
+    program.loss = program.add(Tensor(fresh(program, "loss"), Type((1,)), Role.OUTPUT)).name
     program.calls.append(Call("cross_entropy", {"logits": logits, "label": program.label}, {"loss": program.loss}))
 
 
@@ -100,12 +100,12 @@ def apply_plan(program: Program, plan: dict[str, Selection], momentum: float) ->
             k = len(index)
             part = (rows, k) if axis == "cols" else (k, cols)
             rest = (rows, cols - k) if axis == "cols" else (rows - k, cols)
-            del program.tensors[name]
-            trained = program.add(Tensor(f"{name}.trained", part, "f32", Role.TRAINED, source=name)).name
-            frozen = program.add(Tensor(f"{name}.frozen", rest, "f32", Role.CONSTANT, source=name)).name
+            source = program.tensors.pop(name).type
+            trained = program.add(Tensor(f"{name}.trained", source.shaped(part), Role.TRAINED, source=name)).name
+            frozen = program.add(Tensor(f"{name}.frozen", source.shaped(rest), Role.CONSTANT, source=name)).name
             program.weights[name] = Weight(name, weight.shape, frozen, trained, axis, tuple(index))
         if momentum:
-            program.add(Tensor(f"{trained}.velocity", program.tensors[trained].shape, "f32", Role.STATE, source=name))
+            program.add(Tensor(f"{trained}.velocity", program.tensors[trained].type, Role.STATE, source=name))
 
 
 def add_updates(program: Program, backward: list[Call], gradients: dict[str, str]) -> None:
@@ -147,9 +147,9 @@ def _shape_partial_gradients(program: Program) -> None:
         for slot, t in call.outputs.items():
             weight = program.weights.get(call.inputs.get(slot.removeprefix("d_"), ""))
             if slot.startswith("d_") and weight and weight.trained:
-                program.put(t, shape=program.tensors[weight.trained].shape)
+                program.put(t, type=program.tensors[weight.trained].type)
         if call.op == "add" and call.outputs["y"] in program.tensors:
-            program.put(call.outputs["y"], shape=program.tensors[call.inputs["a"]].shape)
+            program.put(call.outputs["y"], type=program.tensors[call.inputs["a"]].type)
 
 
 def slice_early(program: Program) -> None:
@@ -160,12 +160,13 @@ def slice_early(program: Program) -> None:
             continue
         x = call.inputs["x"]
         index = fresh(program, f"{weight.name}.columns")
-        program.add(Tensor(index, (len(weight.index),), "u16", Role.CONSTANT, source=weight.name))
+        program.add(Tensor(index, Type((len(weight.index),), INDEX), Role.CONSTANT, source=weight.name))
         program.constants[index] = weight.index
         made = producers(program).get(x)
         at = program.position(made) + 1 if made else 0
-        rows = program.tensors[x].shape[0]
-        cut = program.add(Tensor(fresh(program, f"{x}.columns"), (rows, len(weight.index)), "f32", Role.ACTIVATION)).name
+        whole = program.tensors[x].type
+        columns = whole.shaped((whole.shape[0], len(weight.index)))
+        cut = program.add(Tensor(fresh(program, f"{x}.columns"), columns, Role.ACTIVATION)).name
         program.calls.insert(at, Call("take_cols", {"x": x, "index": index}, {"y": cut}, {}, where=call.where))
         program.replace_call(call, replace(call, inputs={**call.inputs, "x": cut}, attrs={**call.attrs, "x_sliced": 1}))
 
@@ -184,6 +185,6 @@ def parameter_values(program: Program, parameters: dict[str, np.ndarray]) -> dic
         if t.name in values or t.role not in (Role.CONSTANT, Role.TRAINED):
             continue
         source = program.constants[t.name] if t.name in program.constants else parameters[t.name]
-        values[t.name] = np.ascontiguousarray(source, NUMPY_DTYPE[t.dtype]).reshape(t.shape)
+        values[t.name] = t.type.array(source)
     return values
 

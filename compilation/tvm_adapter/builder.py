@@ -15,9 +15,10 @@ from compilation.errors import UnsupportedOperationError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call, Program, Role, Tensor
-from compilation.tvm_adapter.keep import PROGRAM_DTYPE, dtype_of, keep_call
+from compilation.tvm_adapter.keep import dtype_of, keep_call, relax_type
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of, spelled
 from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
+from compilation.types import FROM_RELAX, Type
 
 
 def op_name(call: relax.Call) -> str:
@@ -66,22 +67,21 @@ class Builder:
         return self.layer or self.where or "the model's top level"
 
     # -- tensors and calls ----------------------------------------------------------------------------
-    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str = "f32", role: Role = Role.ACTIVATION) -> str:
-        if 0 in shape:
-            raise UnsupportedOperationError(f"an operation in {self.place} makes a tensor without elements {shape}: the "
-                                            "device has none; leave the operation out")
+    def _tensor(self, name: str, made: Type, role: Role = Role.ACTIVATION) -> str:
+        if 0 in made.shape:
+            raise UnsupportedOperationError(f"an operation in {self.place} makes a tensor without elements {made.shape}: "
+                                            "the device has none; leave the operation out")
         stem, n = name, 1
         while name in self.program.tensors or name in self.taken:
             n += 1
             name = f"{stem}.{n}"
-        return self.program.add(Tensor(name, shape, dtype, role, source=self.where)).name
+        return self.program.add(Tensor(name, made, role, source=self.where)).name
 
     def _emit(self, op: str, inputs: dict[str, str], attrs: dict[str, Any] | None = None, hint: str = "") -> str:
         """Append a registry call with one output `y`; returns the tensor's name."""
         attrs = REGISTRY[op].defaults() | (attrs or {})
         site = Site({s: self.program.tensors[t].shape for s, t in inputs.items()}, attrs)
-        shape, dtype = REGISTRY[op].infer(site)["y"]
-        out = self._tensor(hint or (f"{self.where}.{op}" if self.where else op), shape, dtype)
+        out = self._tensor(hint or (f"{self.where}.{op}" if self.where else op), REGISTRY[op].infer(site)["y"])
         return self._append(Call(op, inputs, {"y": out}, attrs, where=self.where))
 
     def _append(self, call: Call) -> str:
@@ -110,18 +110,18 @@ class Builder:
         return name if self.program.tensors[name].shape == want else self._reshape(name, want)
 
     def _reshape(self, tensor: str, shape: tuple[int, ...], attrs: Mapping[str, Any] | None = None) -> str:
-        out = self._tensor(f"{tensor}.{'stopped' if attrs else 'view'}", shape)
+        out = self._tensor(f"{tensor}.{'stopped' if attrs else 'view'}", self.program.tensors[tensor].type.shaped(shape))
         return self._append(Call("reshape", {"x": tensor}, {"y": out}, attrs or {}, where=self.where))
 
     def _constant(self, value: np.ndarray) -> str:
         """A CONSTANT tensor with these values; the same values are kept once."""
-        dtype = PROGRAM_DTYPE.get(str(value.dtype))
-        if dtype is None:
+        element = FROM_RELAX.get(str(value.dtype))
+        if element is None:
             raise UnsupportedOperationError(f"a constant in {self.place} is {value.dtype}: the device computes in float32")
-        key = (value.shape, dtype, value.tobytes())
+        key = (value.shape, element, value.tobytes())
         if key not in self.constants:
-            self.constants[key] = self._tensor(f"{self.where}.constant" if self.where else "constant", value.shape or (1,),
-                                               dtype, Role.CONSTANT)
+            self.constants[key] = self._tensor(f"{self.where}.constant" if self.where else "constant",
+                                               Type(value.shape or (1,), element), Role.CONSTANT)
             self.program.constants[self.constants[key]] = tuple(value.reshape(-1).tolist())
         return self.constants[key]
 
@@ -167,9 +167,9 @@ class Builder:
                 and len(names) == 1 and names[0] is not None and value.axis == 1:
             tensor = self.program.tensors[last.base]
             rows = value.shape[1] - tensor.shape[0]
-            self.program.put(names[0], shape=(rows, tensor.shape[1]))
+            self.program.put_shape(names[0], (rows, tensor.shape[1]))
             self._give(producer, "prefix", names[0])
-            self.program.put(last.base, shape=(value.shape[1], tensor.shape[1]))
+            self.program.put_shape(last.base, (value.shape[1], tensor.shape[1]))
             value.items = [self._as(last.base, value.shape)]
 
     # -- rearrangements and the long tail ---------------------------------------------------------------
@@ -212,7 +212,7 @@ class Builder:
 
     def _move(self, call: relax.Call, source: View, part: int | None) -> str:
         """A rearrangement that must be done: as calls of the long tail."""
-        variable = relax.Var("x", relax.TensorType(list(source.shape), "float32"))
+        variable = relax.Var("x", relax_type(Type(tuple(source.shape))))
         builder = relax.BlockBuilder()
         with builder.function("main", [variable]):
             with builder.dataflow():
@@ -231,8 +231,8 @@ class Builder:
         if not hasattr(call.ty, "shape"):
             raise UnsupportedOperationError(f"operation {name} in {self.place} returns several tensors: replace it by "
                                             "operations with one result")
-        dtype = PROGRAM_DTYPE.get(dtype_of(call.ty))
-        if dtype is None:
+        element = FROM_RELAX.get(dtype_of(call.ty))
+        if element is None:
             raise UnsupportedOperationError(f"operation {name} in {self.place} makes {dtype_of(call.ty)} values: the device "
                                             "computes in float32")
         inputs: dict[str, str] = {}
@@ -246,7 +246,7 @@ class Builder:
                 given[i] = relax.const(a.value.reshape(-1)[0], str(a.value.dtype))
             elif isinstance(a, View | Constant | Concat | GramProduct):
                 inputs[f"in{i}"] = self._as_input(a)
-        out = self._tensor(f"{self.where}.{name}" if self.where else name, shape_of(call), dtype)
+        out = self._tensor(f"{self.where}.{name}" if self.where else name, Type(shape_of(call), element))
         kept = relax.Call(call.op, given, call.attrs)
         self._append(Call(f"relax:{name}", inputs, {"y": out}, keep_call(kept), where=self.layer or self.where))
         return self._as(out, shape_of(call))

@@ -14,8 +14,9 @@ from compilation.ops import REGISTRY
 from compilation.passes.rewrite import fresh
 from compilation.program import STOP, Call, Program, Role, Tensor
 from compilation.tvm_adapter.door import REMEDY, door
-from compilation.tvm_adapter.keep import RELAX_DTYPE, keep_call, rebuild_call
+from compilation.tvm_adapter.keep import REAL, keep_call, rebuild_call, relax_type
 from compilation.tvm_adapter.relax_ops import PREFIX, make_call, read_call, register_all
+from compilation.types import F32, Type
 
 TAIL = "relax:"
 
@@ -74,9 +75,9 @@ def _culprit(program: Program, calls: list[Call]) -> str:
     for c in calls:
         probe = program.copy()
         result, = c.outputs.values()
-        floats = [t for t in dict.fromkeys(c.inputs.values()) if probe.tensors[t].dtype == "f32"]
-        probe.calls, probe.loss = [c], probe.add(Tensor(fresh(probe, "sum"), (), "f32", Role.OUTPUT)).name
-        total = relax.op.sum(relax.Var("x", relax.TensorType(list(probe.tensors[result].shape), "float32")))
+        floats = [t for t in dict.fromkeys(c.inputs.values()) if probe.tensors[t].element == F32]
+        probe.calls, probe.loss = [c], probe.add(Tensor(fresh(probe, "sum"), Type(()), Role.OUTPUT)).name
+        total = relax.op.sum(relax.Var("x", relax_type(probe.tensors[result].type)))
         probe.calls.append(Call("relax:sum", {"in0": result}, {"y": probe.loss},
                                 keep_call(relax.BlockBuilder().normalize(total))))
         try:
@@ -90,7 +91,7 @@ def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
     made = {t for c in calls for t in c.outputs.values()}
     inputs = list(dict.fromkeys(t for c in calls for t in c.inputs.values() if t not in made))
     variables: dict[str, Any] = {
-        n: relax.Var(f"in{i}", relax.TensorType(list(program.tensors[n].shape), RELAX_DTYPE[program.tensors[n].dtype]))
+        n: relax.Var(f"in{i}", relax_type(program.tensors[n].type))
         for i, n in enumerate(inputs)}
     builder = relax.BlockBuilder()
     with builder.function("main", [variables[n] for n in inputs]):
@@ -102,7 +103,7 @@ def _to_relax(program: Program, calls: list[Call]) -> tuple[Any, list[str]]:
                 elif c.op == "add":         # Relax's own, so that its rule sends the gradient both ways
                     expr = relax.op.add(variables[c.inputs["a"]], variables[c.inputs["b"]])
                 elif c.op == "mul_const":
-                    expr = relax.op.multiply(variables[c.inputs["x"]], relax.const(c.attrs["value"], "float32"))
+                    expr = relax.op.multiply(variables[c.inputs["x"]], relax.const(c.attrs["value"], REAL))
                 elif c.op.startswith("relax:"):
                     expr = rebuild_call(c, {s: variables[t] for s, t in c.inputs.items()})
                 else:
@@ -152,7 +153,7 @@ class _Reader:
         while name in self.program.tensors:
             n += 1
             name = f"{stem}.{n}"
-        return self.program.add(Tensor(name, shape, "f32", Role.GRADIENT)).name
+        return self.program.add(Tensor(name, Type(shape), Role.GRADIENT)).name
 
     def _bind(self, expr: Any) -> Any:
         if not isinstance(expr, relax.Call):

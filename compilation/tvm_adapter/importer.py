@@ -31,6 +31,7 @@ from compilation.tvm_adapter.recognise import Recogniser
 from compilation.tvm_adapter.relax_ops import STOP_GRADIENT as STOP_CALL
 from compilation.tvm_adapter.relax_ops import stop_gradient
 from compilation.tvm_adapter.values import Constant, Many, Value, View, view_of
+from compilation.types import U8, Type
 
 
 @cache
@@ -89,7 +90,7 @@ class Importer(Recogniser):
                 raise CaptureError(f"the imported model's argument {var.name} is no parameter: one input is expected")
             parameter, shape = self.exported.argument_names[str(var.name)], shape_of(var)
             if parameter not in self.program.tensors:       # tied weights come as two arguments
-                self.program.add(Tensor(parameter, shape, "f32", Role.CONSTANT, source=parameter))
+                self.program.add(Tensor(parameter, Type(shape), Role.CONSTANT, source=parameter))
             self.values[var] = view_of(parameter, shape, parameter=True)
         result = self.walk(self.function)
         if isinstance(result, Constant) or (isinstance(result, View)
@@ -105,12 +106,12 @@ class Importer(Recogniser):
     def _input(self) -> View:
         spec = self.exported.spec
         if not spec.is_image:
-            self.program.image = self._tensor("input", (1, *spec.shape), "f32", Role.INPUT)
+            self.program.image = self._tensor("input", Type((1, *spec.shape)), Role.INPUT)
             return view_of(self.program.image, (1, *spec.shape))
         c, h, w = spec.shape
-        self.program.image = self._tensor("image", (h, w, c), "u8", Role.INPUT)
-        self.image = ImageTensors(self.program.image, self._tensor("image.scale", (c,), "f32", Role.CONSTANT),
-                                  self._tensor("image.shift", (c,), "f32", Role.CONSTANT))
+        self.program.image = self._tensor("image", Type((h, w, c), U8), Role.INPUT)
+        self.image = ImageTensors(self.program.image, self._tensor("image.scale", Type((c,)), Role.CONSTANT),
+                                  self._tensor("image.shift", Type((c,)), Role.CONSTANT))
         self.program.constants = {self.image.scale: tuple(np.asarray(spec.scale).tolist()),
                                   self.image.shift: tuple(np.asarray(spec.shift).tolist())}
         return view_of(self.image.pixels, (1, *spec.shape))

@@ -8,15 +8,20 @@ import tvm
 from tvm import relax
 
 from compilation.program import Call
+from compilation.types import F32, Type
 
-RELAX_DTYPE = {"f32": "float32", "i32": "int32", "u8": "uint8", "u16": "uint16"}
-PROGRAM_DTYPE = {"float32": "f32", "int32": "i32", "int64": "i32", "uint8": "u8", "bool": "u8"}
 RELAX = "relax"     # the attribute that holds the Relax call as JSON
+REAL = F32.relax[0]     # what numbers are in Relax
 
 
 def dtype_of(type_: Any) -> str:
     """The element type of a Relax tensor type, by its name in Relax."""
     return str(getattr(type_.dtype, "dtype", type_.dtype))
+
+
+def relax_type(made: Type) -> relax.TensorType:
+    """What a tensor of the Program is in Relax."""
+    return relax.TensorType(list(made.shape), made.element.relax[0])
 
 
 def keep_call(call: relax.Call) -> dict[str, str]:

@@ -15,8 +15,10 @@ from tvm import relax
 
 from compilation.errors import UnsupportedOperationError
 from compilation.tvm_adapter.builder import Builder, op_name
+from compilation.tvm_adapter.keep import REAL, relax_type
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, shape_of
 from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
+from compilation.types import Type
 
 
 class Recogniser(Builder):
@@ -113,7 +115,7 @@ class Recogniser(Builder):
                     return a
                 if producer.op == "patch_embed" and "pos" not in producer.inputs and a.plain \
                         and self._parameter(b) and b.index.size == a.index.size:
-                    self.program.put(b.base, shape=self.program.tensors[a.base].shape)
+                    self.program.put_shape(b.base, self.program.tensors[a.base].shape)
                     self._give(producer, "pos", b.base)
                     return View(a.base, a.index.reshape(shape))
             return None
@@ -142,7 +144,7 @@ class Recogniser(Builder):
             return None
         producer = self.producer[embedded]
         if producer.op == "patch_embed" and "pos" not in producer.inputs and (name := self._parameter(pos, shape)):
-            self.program.put(name, shape=self.program.tensors[embedded].shape)
+            self.program.put_shape(name, self.program.tensors[embedded].shape)
             self._give(producer, "pos", name)
             return self._as(embedded, shape)
         return None
@@ -228,12 +230,12 @@ class Recogniser(Builder):
         if kh != kw or strides != [kh, kw] or any(int(v) for v in a.padding) or int(a.groups) != 1 \
                 or x.shape[2] % kh or x.shape[3] % kw:
             return None
-        self.program.put(name, shape=(d, c * kh * kw))
+        self.program.put_shape(name, (d, c * kh * kw))
         y = self._emit("patch_embed", {"image": self.image.pixels, "w": name, "scale": self.image.scale,
                                        "shift": self.image.shift}, {"patch": kh}, hint=self.where)
         _, _, gh, gw = shape_of(call)
         tokens = view_of(y, (1, gh, gw, d))
-        move = relax.op.permute_dims(relax.Var("tokens", relax.TensorType(list(tokens.shape), "float32")), [0, 3, 1, 2])
+        move = relax.op.permute_dims(relax.Var("tokens", relax_type(Type(tuple(tokens.shape)))), [0, 3, 1, 2])
         return View(y, tokens.index.transpose(0, 3, 1, 2), moved=(move, tokens, None))
 
     def mean(self, call: relax.Call, args: list[Any]) -> Value | None:
@@ -254,6 +256,6 @@ class Recogniser(Builder):
 def _attention(q: Any, k: Any, v: Any) -> Any:
     """softmax(q k^T / sqrt(d)) v, on (1, N, heads, d)."""
     heads = [relax.op.permute_dims(x, [0, 2, 1, 3]) for x in (q, k, v)]
-    scaled = relax.op.multiply(heads[0], relax.const(shape_of(q)[-1] ** -0.5, "float32"))
+    scaled = relax.op.multiply(heads[0], relax.const(shape_of(q)[-1] ** -0.5, REAL))
     scores = relax.op.matmul(scaled, relax.op.permute_dims(heads[1], [0, 1, 3, 2]))
     return relax.op.permute_dims(relax.op.matmul(relax.op.nn.softmax(scores, -1), heads[2]), [0, 2, 1, 3])

@@ -19,6 +19,8 @@ from tvm.relax.op.base import register_gradient
 from compilation.errors import GradientError
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
+from compilation.tvm_adapter.keep import REAL, relax_type
+from compilation.types import Type
 
 PREFIX = "vt."
 STOP_GRADIENT = "vt.stop_gradient"     # only on the way in: the importer makes a renaming of it
@@ -59,10 +61,10 @@ def _shape(expr: Any) -> tuple[int, ...]:
 def _infer(call: relax.Call, _: Any) -> Any:
     op, args, attrs = read_call(call)
     if "_gradients" in attrs:
-        return relax.TupleType([relax.TensorType(shape, "float32") for shape in attrs["_gradients"].values()])
+        return relax.TupleType([relax_type(Type(tuple(map(int, shape)))) for shape in attrs["_gradients"].values()])
     shapes = {s: _shape(a) for s, a in args.items()}
-    (shape, dtype), = op.infer(Site(shapes, attrs)).values()
-    return relax.TensorType(list(shape), {"f32": "float32", "i32": "int32", "u8": "uint8"}[dtype])
+    made, = op.infer(Site(shapes, attrs)).values()
+    return relax_type(made)
 
 
 def _gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
@@ -138,7 +140,7 @@ def _erf_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:
     """2 / sqrt(pi) e^(-x^2)."""
     x, = call.args
     slope = relax.op.exp(relax.op.negative(relax.op.multiply(x, x)))
-    return [relax.op.multiply(relax.op.multiply(dy, slope), relax.const(2.0 / math.sqrt(math.pi), "float32"))]
+    return [relax.op.multiply(relax.op.multiply(dy, slope), relax.const(2.0 / math.sqrt(math.pi), REAL))]
 
 
 def _no_gradient(_: Any, call: relax.Call, dy: Any, builder: Any) -> list[Any]:

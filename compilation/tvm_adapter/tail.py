@@ -23,7 +23,8 @@ from tvm.ir import GenericConst
 from compilation.errors import UnsupportedOperationError
 from compilation.program import Call, Program
 from compilation.tvm_adapter.door import REMEDY, door
-from compilation.tvm_adapter.keep import RELAX_DTYPE, dtype_of, rebuild_call
+from compilation.tvm_adapter.keep import REAL, dtype_of, rebuild_call, relax_type
+from compilation.types import F32, FROM_RELAX, I32
 
 LOWER = tvm.ir.transform.Sequential([
     relax.transform.LegalizeOps(), s_tir.transform.LowerInitBlock(),
@@ -34,7 +35,7 @@ LOWER = tvm.ir.transform.Sequential([
 BINARY = {"Add": "+", "Sub": "-", "Mul": "*", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
           "And": "&&", "Or": "||", "Mod": "%"}
 MATH = {"exp": "vt_expf", "erf": "vt_erff", "tanh": "vt_tanhf", "log": "vt_logf", "sqrt": "VT_SQRT", "fabs": "vt_fabsf"}
-C_TYPES = {"float32": "float", "int32": "int32_t", "int64": "int32_t", "bool": "int32_t", "uint8": "uint8_t"}
+C_TYPES = {name: e.c for name, e in FROM_RELAX.items()} | {"bool": I32.c}     # a truth value in an expression is an int
 
 
 def lower_tail(program: Program) -> None:
@@ -62,8 +63,8 @@ def _spoken(call: Call) -> str:
 
 def _to_c(program: Program, call: Call) -> tuple[str, str, int, int]:
     tensors = [program.tensors[t] for t in call.inputs.values()]
-    kind = RELAX_DTYPE[program.tensors[call.outputs["y"]].dtype]
-    variables = [relax.Var(f"in{i}", relax.TensorType(list(t.shape), RELAX_DTYPE[t.dtype])) for i, t in enumerate(tensors)]
+    kind = program.tensors[call.outputs["y"]].element.relax[0]
+    variables = [relax.Var(f"in{i}", relax_type(t.type)) for i, t in enumerate(tensors)]
     builder = relax.BlockBuilder()
     with builder.function("main", variables):
         with builder.dataflow():
@@ -134,7 +135,7 @@ class _Writer:
         """A constant argument, as an array of the function."""
         values = constant.value.numpy()
         kind = C_TYPES[str(values.dtype)]
-        text = [float_literal(float(v)) if kind == "float" else str(int(v)) for v in values.reshape(-1)]
+        text = [float_literal(float(v)) if kind == F32.c else str(int(v)) for v in values.reshape(-1)]
         name = f"table{len(self.tables)}"
         self.tables.append(f"    static const {kind} {name}[{values.size}] = {{{', '.join(text)}}};")
         return name
@@ -217,7 +218,7 @@ class _Writer:
 
     def _accumulated(self, target: str, e: Any) -> str | None:
         """A product added to the float element `target`, as one fused multiply-add; None if the value is anything else."""
-        if type(e).__name__ != "Add" or str(e.ty.dtype) != "float32":
+        if type(e).__name__ != "Add" or str(e.ty.dtype) != REAL:
             return None
         for total, product in ((e.a, e.b), (e.b, e.a)):
             if type(product).__name__ == "Mul" and type(total).__name__ == "TensorLoad" and self._expr(total) == target:
@@ -244,7 +245,7 @@ class _Writer:
             return f"({self._expr(e.a)} {'/' if kind == 'FloorDiv' else '%'} {self._expr(e.b)})"
         if kind in ("Max", "Min"):
             a, b = self._expr(e.a), self._expr(e.b)
-            stays_nan = str(e.ty.dtype) == "float32" and type(e.a).__name__ != "FloatImm"
+            stays_nan = str(e.ty.dtype) == REAL and type(e.a).__name__ != "FloatImm"
             nan = f" || {a} != {a}" if stays_nan else ""
             return f"({a} {'>' if kind == 'Max' else '<'} {b}{nan} ? {a} : {b})"
         if kind == "Not":

@@ -11,7 +11,6 @@ from compilation.program import VIEW, Call, Program, Weight
 from runtime.codegen.layout import Layout
 from runtime.errors import CodegenError
 
-C_TYPE = {"f32": "float", "i32": "int32_t", "u16": "uint16_t", "u8": "uint8_t"}
 TIR_PREFIX = "tir:"
 
 
@@ -99,10 +98,10 @@ class Emitter:
         root = self.program.storage(name)
         if root not in self.layout.places:
             tensor = self.program.tensors[root]
-            raise CodegenError(f"tensor {name} ({tensor.role.value}, {tensor.dtype}) has no storage")
+            raise CodegenError(f"tensor {name} ({tensor.role.value}, {tensor.element}) has no storage")
         block, offset = self.layout.places[root]
         if block == "weights":
-            return f"WEIGHTS({offset // 4})"
+            return f"WEIGHTS({offset})"
         return f"{block.upper()}({offset})"
 
     def part(self, weight: Weight, part: str) -> str | None:
@@ -185,8 +184,8 @@ class Emitter:
             fields[slot] = self.sink(call, slot)
         if call.scratch:
             fields["scratch"] = self.pointer(call.scratch)
-        for attr, (c_type, default) in op.attrs.items():
-            fields[attr] = self.attribute(attr, c_type, call.attrs.get(attr, default))
+        for attr, (kind, default) in op.attrs.items():
+            fields[attr] = self.attribute(attr, kind, call.attrs.get(attr, default))
         for dim, value in op.dims(site_of(self.program, call, op)).items():
             fields[dim] = str(int(value))
         name = f"call_{index}"
@@ -194,10 +193,10 @@ class Emitter:
                         struct=f"{op.symbol}_args")
 
     @staticmethod
-    def attribute(name: str, c_type: str, value: Any) -> str:
+    def attribute(name: str, kind: type, value: Any) -> str:
         if value is None:
             raise CodegenError(f"attribute {name} is not set and has no default")
-        return c_float(float(value)) if c_type == "float" else str(int(value))
+        return c_float(float(value)) if kind is float else str(int(value))
 
     def tir_call(self, index: int, call: Call) -> CallCode:
         symbol, source = str(call.attrs["symbol"]), str(call.attrs["c_source"])
@@ -208,7 +207,7 @@ class Emitter:
                 tensor = name if weight is None else (weight.frozen if weight.trained is None else weight.trained)
                 if tensor is None or (weight is not None and weight.axis is not None):
                     raise CodegenError(f"weight {name} is trained in part: plan all or none of it")
-                types.append(f"{const}{C_TYPE[self.program.tensors[tensor].dtype]} *")
+                types.append(f"{const}{self.program.tensors[tensor].element.c} *")
                 arguments.append(f"{self.pointer(tensor)}")
         if call.attrs.get("work_bytes") and not call.scratch:
             raise CodegenError(f"{call.op} needs {call.attrs['work_bytes']} bytes of scratch and has none")

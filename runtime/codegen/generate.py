@@ -15,8 +15,9 @@ import numpy as np
 from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
 from compilation.program import VIEW, Program, Role, Tensor
-from runtime.codegen.emit import C_TYPE, TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
-from runtime.codegen.layout import MAGIC, NUMPY_DTYPE, Layout, crc, digest, lay_out, part_of, part_value, weights_image
+from compilation.types import F32, INDEX, LABEL, U8
+from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, c_float, c_string, table_values
+from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_of, part_value, weights_image
 from runtime.codegen.place import put, require_ours
 from runtime.errors import CodegenError
 
@@ -74,12 +75,12 @@ def find_interface(program: Program) -> Interface:
         return candidates[0] if candidates else None
 
     tensors = program.tensors.values()
-    image = named("image", [t for t in tensors if t.role is Role.INPUT and t.dtype != "i32"])
-    label = named("label", [t for t in tensors if t.role is Role.INPUT and t.dtype == "i32"])
+    image = named("image", [t for t in tensors if t.role is Role.INPUT and t.element != LABEL])
+    label = named("label", [t for t in tensors if t.role is Role.INPUT and t.element == LABEL])
     losses = [program.tensors[c.outputs["loss"]] for c in program.calls if "loss" in c.outputs]
     loss = named("loss", losses)
     outputs = [t for t in tensors if t.role is Role.OUTPUT and (loss is None or t.name != loss.name)]
-    logits = named("logits", [t for t in outputs if t.dtype == "f32"])
+    logits = named("logits", [t for t in outputs if t.element == F32])
     if image is None or logits is None:
         raise CodegenError("the Program has no image INPUT or no logits OUTPUT: nothing to call from outside")
     return Interface(image, label, logits, loss)
@@ -135,7 +136,7 @@ def constant_tables(program: Program, values: Mapping[str, np.ndarray]) -> dict[
     """Index tensors that belong to no weight: their values come with the parameters."""
     tables = {}
     for t in program.tensors.values():
-        loose = t.role is Role.CONSTANT and t.dtype == "u16" and table_values(program, t.name) is None
+        loose = t.role is Role.CONSTANT and t.element == INDEX and table_values(program, t.name) is None
         if loose and (t.name in values or t.source in values):
             tables[t.name] = [int(v) for v in part_value(program, t, values).ravel()]
     return tables
@@ -168,7 +169,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     ops = [registry[name] for name in sorted(names)]
     headers = op_headers(ops, kernels)
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
-    beside = {SUPPORT, *([AUGMENT] if interface.image.dtype == "u8" else [])}
+    beside = {SUPPORT, *([AUGMENT] if interface.image.element == U8 else [])}
     copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), *beside})
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, image)
@@ -204,8 +205,8 @@ def render(program: Program, layout: Layout, interface: Interface, calls: list[C
         "label_pointer": emitter.pointer(interface.label.name) if interface.label else "",
         "logits_pointer": emitter.pointer(interface.logits.name),
         "loss_pointer": emitter.pointer(interface.loss.name) if interface.loss else "",
-        "image_type": C_TYPE[interface.image.dtype],
-        "item_bytes": np.dtype(NUMPY_DTYPE[interface.image.dtype]).itemsize,
+        "image_type": interface.image.element.c,
+        "item_bytes": interface.image.element.bytes,
         "op_headers": op_headers,
         "sources": sorted([*(n for n in copied if n.endswith(".c")), *names]),
         "headers": sorted([*(n for n in copied if n.endswith(".h")), "vit_train.h"]),

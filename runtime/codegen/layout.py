@@ -17,11 +17,11 @@ import numpy as np
 
 from compilation.cost import FLASH_ALIGNMENT, SEAL_BYTES
 from compilation.program import ARENA_ROLES, Program, Role, Tensor, Weight
+from compilation.types import INDEX
 from runtime.errors import CodegenError
 
 RAM_BLOCKS = {Role.TRAINED: "trained", Role.STATE: "state", Role.OUTPUT: "output"}
 MAGIC = int.from_bytes(b"VTW1", "little")
-NUMPY_DTYPE = {"f32": "<f4", "i32": "<i4", "u16": "<u2", "u8": "u1"}
 
 
 @dataclass
@@ -83,7 +83,7 @@ def lay_out(program: Program) -> Layout:
             out.sizes[block] += t.bytes
             if t.role is Role.TRAINED:
                 out.trained.append(t)
-        elif t.dtype == "f32" and t.name in used:
+        elif t.element != INDEX and t.name in used:
             out.sizes["weights"] += -out.sizes["weights"] % FLASH_ALIGNMENT
             out.places[t.name] = ("weights", out.sizes["weights"])
             out.sizes["weights"] += t.bytes
@@ -130,7 +130,7 @@ def part_value(program: Program, tensor: Tensor, values: Mapping[str, np.ndarray
         value = slice_part(*found, value)
     if value.size != want:
         raise CodegenError(f"value {key} has shape {value.shape}, tensor {tensor.name} needs {tensor.shape}")
-    return np.ascontiguousarray(value.reshape(tensor.shape).astype(NUMPY_DTYPE[tensor.dtype]))
+    return tensor.type.array(value)
 
 
 def weights_image(program: Program, layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:

@@ -176,7 +176,7 @@ def memory_picture(program: Program, budget: int | None, height: int = 520) -> s
         if t.role in ARENA_ROLES and t.alias is None and t.offset is not None and t.name in life:
             begin, end = life[t.name]
             first, last = program.calls[begin], program.calls[end - 1]
-            title = (f"{t.name} ({t.role.value})\n{t.dtype} {list(t.shape)}, {t.bytes:,} bytes at {t.offset:,}\n"
+            title = (f"{t.name} ({t.role.value})\n{t.type}, {t.bytes:,} bytes at {t.offset:,}\n"
                      f"from call {begin} {first.op} {first.where}\nto call {end - 1} {last.op} {last.where}")
             out.append(box(t.role.value, begin, end, base + t.offset, t.bytes, title, t.name))
     out.append(stage_marks(program, x_at, top, top + inner_h))

@@ -175,7 +175,7 @@ class Simulator:
 
     def write_image(self, image: np.ndarray) -> None:
         """image: uint8 (H, W, C) (or as many values of the Program's input type)."""
-        kind = {"u8": np.uint8, "f32": np.float32}[self.interface.image.dtype]
+        kind = self.interface.image.element.numpy
         data = np.ascontiguousarray(image)
         if data.size != math.prod(self.interface.image.shape) or data.dtype != kind:
             raise SimulationError(f"image is {data.dtype} {data.shape}, the Program reads {np.dtype(kind)} "

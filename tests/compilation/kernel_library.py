@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from compilation.ops.base import Arrays, Op, Sample, Site
+from compilation.types import F32, INDEX, Element
 
 KERNELS = Path(__file__).resolve().parents[2] / "runtime" / "kernels"
 FLAGS = ["-std=c99", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DVT_PROFILE",
          "-shared", "-fPIC"]
-NUMPY = {"f32": np.float32, "i32": np.int32, "u16": np.uint16, "u8": np.uint8}
 GUARD = 64
 
 
@@ -118,8 +118,8 @@ class Memory:
     def output(self, shape: tuple[int, ...]) -> np.ndarray:
         return self.buffer(4 * int(np.prod(shape)), 0xFF).view(np.float32).reshape(shape)   # all NaN
 
-    def array(self, value: np.ndarray, dtype: str = "f32") -> np.ndarray:
-        made = np.ascontiguousarray(value, NUMPY[dtype]).copy()
+    def array(self, value: np.ndarray, element: Element = F32) -> np.ndarray:
+        made = np.ascontiguousarray(value, element.numpy).copy()
         self.keep.append(made)
         return made
 
@@ -140,7 +140,7 @@ def _matrix(memory: Memory, sample: Sample, slot: str, trainable: bool) -> tuple
     trained = None
     for name, chosen in (("frozen", rest), ("trained", index)):
         data = memory.array(np.take(whole, chosen, 1 if axis == "cols" else 0))
-        table = memory.array(np.array(chosen), "u16").ctypes.data
+        table = memory.array(np.array(chosen), INDEX).ctypes.data
         part = Part(data.ctypes.data, table if axis == "rows" else None, table if axis == "cols" else None, *data.shape)
         setattr(m, name, part)
         trained = data
@@ -153,7 +153,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
     site = site_of(op, sample, settings)
     memory, alias = Memory(), alias or {}
     args = structures()[f"{op.symbol}_args"]()
-    inferred = {s: shape for s, (shape, _) in op.infer(site).items()}
+    inferred = {s: made.shape for s, made in op.infer(site).items()}
     stored: dict[str, np.ndarray] = {}
     trained: dict[str, np.ndarray] = {}
     field_types = dict(args._fields_)
@@ -166,7 +166,7 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
             if data is not None:
                 trained[slot.name] = data
             continue
-        data = memory.array(sample.inputs[slot.name], slot.dtype)
+        data = memory.array(sample.inputs[slot.name], slot.element)
         if slot.name in alias.values():
             kept, data = data, memory.output(data.shape)
             data[...] = kept
@@ -198,8 +198,8 @@ def run(library: ct.CDLL, op: Op, sample: Sample, settings: dict[str, Any] | Non
                 velocity[parameter] = memory.array(np.full(inferred[slot.name], 0.25))
             setattr(args, slot.name, Sink(None, trained[parameter].ctypes.data,
                                           velocity[parameter].ctypes.data if update.velocity else None))
-    for name, (c_type, _) in op.attrs.items():
-        setattr(args, name, (float if c_type == "float" else int)(site.attrs[name]))
+    for name, (kind, _) in op.attrs.items():
+        setattr(args, name, kind(site.attrs[name]))
     for name, value in op.dims(site).items():
         setattr(args, name, value)
     size = op.scratch(site)

@@ -141,16 +141,16 @@ def test_shapes_are_what_infer_says(op: Op) -> None:
     for sample in samples(op):
         site = site_of(op, sample)
         made = op.reference(sample.inputs, site.attrs)
-        for slot, (shape, _) in op.infer(site).items():
+        for slot, type_ in op.infer(site).items():
             if slot in made:
-                assert trained_part(sample, slot.removeprefix("d_"), made[slot]).shape == tuple(shape), (slot, sample)
+                assert trained_part(sample, slot.removeprefix("d_"), made[slot]).shape == type_.shape, (slot, sample)
 
 
 @each()
 def test_indices_say_what_fits(op: Op) -> None:
     """Every input has its axes, samples fit, and a shape with another size along a shared axis does not."""
     assert {s.name for s in op.inputs} <= parse(op.indices).keys() or op.own_update
-    assert {n for n, (kind, _) in op.attrs.items() if kind == "int32_t"} == op.legal.keys() & op.attrs.keys()
+    assert {n for n, (kind, _) in op.attrs.items() if kind is int} == op.legal.keys() & op.attrs.keys()
     for sample in samples(op):
         site = site_of(op, sample)
         bind(op.indices, site.shapes)
@@ -174,8 +174,8 @@ def test_struct_has_the_registry_s_fields(op: Op) -> None:
     sample = samples(op)[0]
     expected = {s.name for s in (*op.inputs, *op.outputs)} | set(op.attrs) | set(op.dims(site_of(op, sample)))
     assert set(fields) - {"scratch"} == expected
-    for name, (c_type, _) in op.attrs.items():
-        assert fields[name] is {"float": ct.c_float, "int32_t": ct.c_int32}[c_type]
+    for name, (kind, _) in op.attrs.items():
+        assert fields[name] is {float: ct.c_float, int: ct.c_int32}[kind]
 
 
 @each(lambda op: not is_gradient(op) and op.name != "sgd")

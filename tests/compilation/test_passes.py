@@ -21,6 +21,7 @@ from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program, Role, Tensor
 from compilation.program_file import from_json
+from compilation.types import Type
 from compilation.verify import verify
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
@@ -135,7 +136,7 @@ def spoil(program: Program, kind: str) -> None:
         call = next(c for c in calls if c.op == "mlp_block")
         program.put(call.outputs["y"], alias=call.inputs["x"])
         again = Call("layer_norm", {"x": call.inputs["x"]}, {"y": "late"}, {"eps": 1e-6})
-        program.add(Tensor("late", program.tensors[call.outputs["y"]].shape, "f32", Role.ACTIVATION))
+        program.add(Tensor("late", Type(program.tensors[call.outputs["y"]].shape), Role.ACTIVATION))
         calls.insert(calls.index(call) + 1, again)
 
 

@@ -15,13 +15,14 @@ from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program, Role, Tensor, Weight
 from compilation.program_file import from_json
+from compilation.types import Type
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
 
 
 def test_parts_cannot_be_changed() -> None:
     shape = [2, 3]
-    tensor = Tensor("t", shape, "f32", Role.INPUT)  # type: ignore[arg-type]
+    tensor = Tensor("t", Type(shape), Role.INPUT)  # type: ignore[arg-type]
     weight = Weight("w", (2, 3), "w.frozen", "w.trained", "cols", [0, 2])  # type: ignore[arg-type]
     call = Call("linear", {"x": "t"}, {"y": "u"}, {"pads": [[0, 1], [2, 3]]}, {"w": "w"})
     shape[0] = 9

@@ -104,7 +104,8 @@ def late_reader(raw: Raw) -> None:
     """A layer is computed again after its bias was updated."""
     at = next(i for i, c in enumerate(raw["calls"]) if "b" in c["updates"])
     again = copy.deepcopy(call(raw, "linear"))
-    raw["tensors"]["late"] = {**tensor(raw, "activation"), "name": "late", "shape": [1, 5], "alias": None, "offset": 0}
+    raw["tensors"]["late"] = {**tensor(raw, "activation"), "name": "late", "type": {"shape": [1, 5], "element": "f32"},
+                              "alias": None, "offset": 0}
     raw["calls"].insert(at + 1, {**again, "outputs": {"y": "late"}, "scratch": None})
 
 
@@ -147,7 +148,7 @@ EDITS: dict[str, Edit] = {
     "an activation moves out of the arena": ("tight", outside, "does not say what it is for"),
     "a tensor that nobody uses": ("tight", lambda r: r["tensors"].update(
         ghost={**tensor(r, "gradient", alias=None), "name": "ghost", "offset": 100000}), "ghost"),
-    "scratch too small": ("tight", lambda r: r["tensors"][call(r, "mlp_block")["scratch"]].update(shape=[4]),
+    "scratch too small": ("tight", lambda r: r["tensors"][call(r, "mlp_block")["scratch"]]["type"].update(shape=[4]),
                           "scratch and has 4"),
     "scratch absent": ("tight", lambda r: call(r, "mlp_block").update(scratch=None), "scratch and has 0"),
     "scratch of another call": ("tight", lambda r: call(r, "mlp_block").update(
@@ -195,13 +196,13 @@ EDITS: dict[str, Edit] = {
     "arguments in another order": ("tail", lambda r: call(r, "tir:", "in1").update(
         inputs={"in1": "stem.weight", "in0": "input"}), "input slots are in1, in0"),
     # tensors and weights
-    "a parameter of another shape": ("tight", lambda r: r["tensors"]["head.bias"].update(shape=[4]),
+    "a parameter of another shape": ("tight", lambda r: r["tensors"]["head.bias"]["type"].update(shape=[4]),
                                      "elements along"),
-    "an activation of another shape": ("tight", lambda r: r["tensors"][r["calls"][0]["outputs"]["y"]].update(
+    "an activation of another shape": ("tight", lambda r: r["tensors"][r["calls"][0]["outputs"]["y"]]["type"].update(
         shape=[17, 23]), "by the operation's rule"),
-    "an element type of its own": ("tight", lambda r: tensor(r, "scratch").update(dtype="f16"), "element type"),
-    "another element type": ("tight", lambda r: r["tensors"]["norm.bias"].update(dtype="i32"), "takes f32"),
-    "a shape without elements": ("tight", lambda r: tensor(r, "scratch").update(shape=[0]), "positive"),
+    "an element type of its own": ("tight", lambda r: tensor(r, "scratch")["type"].update(element="f16"), "element type"),
+    "another element type": ("tight", lambda r: r["tensors"]["norm.bias"]["type"].update(element="i32"), "takes f32"),
+    "a shape without elements": ("tight", lambda r: tensor(r, "scratch")["type"].update(shape=[0]), "positive"),
     "a role of its own": ("tight", lambda r: tensor(r, "scratch").update(role="cache"), "expected a role"),
     "a constant that is trained": ("tight", lambda r: r["tensors"]["norm.weight"].update(role="trained"),
                                    "no call updates it"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compilation.program import Program
@@ -18,9 +19,9 @@ def write_toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Program], G
     """program -> its generated C folder, with the toy kernels."""
     room = tmp_path_factory.mktemp("toy")
 
-    def write(program: Program) -> Generated:
+    def write(program: Program, parameters: dict[str, np.ndarray] | None = None) -> Generated:
         folder = room / f"c{len(list(room.iterdir()))}"
-        return toy.write(program, folder, room / "kernels")
+        return toy.write(program, folder, room / "kernels", parameters)
 
     return write
 

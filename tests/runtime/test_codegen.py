@@ -14,6 +14,7 @@ import pytest
 
 from compilation.cost import memory
 from compilation.program import Call, Program, Role, Tensor
+from compilation.types import I32, U8, Type
 from runtime.codegen import Generated
 from runtime.codegen.emit import c_float
 from runtime.errors import CodegenError
@@ -46,6 +47,20 @@ def test_weights_file_holds_the_parts_and_the_initial_values(write_toy: Write, a
     data = (generated.folder / "weights.bin").read_bytes()
     assert data[-8:-4] == b"VTW1" and int.from_bytes(data[-4:], "little") == zlib.crc32(data[:-8])
     assert generated.layout.initial_offset % 16 == 0
+
+
+def test_constants_of_any_element_are_stored_and_addressed(write_toy: Callable[..., Generated]) -> None:
+    program = toy.program(None)
+    for name, kind in (("pad", Type((3,), U8)), ("classes", Type((1,), I32))):
+        program.add(Tensor(name, kind, Role.CONSTANT))
+    at = program.calls[1]
+    program.replace_call(at, replace(at, inputs={**at.inputs, "label": "classes"}))
+    program.replace_call(program.calls[0], replace(program.calls[0], inputs={**program.calls[0].inputs, "image": "pad"}))
+    generated = write_toy(program, parameters={**toy.values(), "pad": np.array([1, 2, 3]), "classes": np.array([4])})
+    data = (generated.folder / "weights.bin").read_bytes()
+    assert data[:3] == bytes([1, 2, 3]) and data[16:20] == (4).to_bytes(4, "little")
+    text = (generated.folder / "vit_train.c").read_text()
+    assert "WEIGHTS(0)" in text and "WEIGHTS(16)" in text
 
 
 def test_figures_follow_from_the_program(write_toy: Write) -> None:
@@ -169,7 +184,7 @@ def test_tir_functions_are_emitted_once_and_called(write_toy: Write, tmp_path: P
     source = ("void halve(const float *in0, float *out0, const vt_step *step) "
               "{ (void)step; for (int i = 0; i < 4; i++) out0[i] = 0.5f * in0[i]; }")
     program = toy.program()
-    program.add(Tensor("halved", (1, toy.O), "f32", Role.GRADIENT, offset=64))
+    program.add(Tensor("halved", Type((1, toy.O)), Role.GRADIENT, offset=64))
     half = Call("tir:halve", {"0": "d_logits"}, {"0": "halved"}, {"symbol": "halve", "c_source": source})
     again = Call("tir:halve", {"0": "halved"}, {"0": "d_logits"}, {"symbol": "halve", "c_source": source})
     program.calls[2:2] = [half, again]

@@ -51,7 +51,7 @@ def test_measured_memory_is_the_planned_memory(toy_simulator: Simulator) -> None
 
 def test_an_arena_larger_than_what_is_used_is_noticed(write_toy: Write) -> None:
     program = toy.program()
-    program.put("sum", shape=(12,))             # 8 bytes that nobody writes
+    program.put_shape("sum", (12,))             # 8 bytes that nobody writes
     with Simulator(write_toy(program).folder, program) as simulator:
         assert simulator.measure(data(1)[0][0]).arena_bytes == program.arena_bytes - 8
 

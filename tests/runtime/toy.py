@@ -10,6 +10,7 @@ import numpy as np
 
 from compilation.ops.base import Op, Site, Slot
 from compilation.program import Call, Program, Role, Tensor, Weight
+from compilation.types import I32, U8, Type
 from runtime.codegen import Generated, generate
 from runtime.codegen.generate import KERNELS
 
@@ -26,21 +27,21 @@ class ToyOp(Op):
 
 class Dense(ToyOp):
     name, symbol = "toy_dense", "vt_toy_dense"
-    inputs = (Slot("image", dtype="u8"), Slot("w", "matrix"), Slot("b", "vector", optional=True))
+    inputs = (Slot("image", element=U8), Slot("w", "matrix"), Slot("b", "vector", optional=True))
     outputs = (Slot("y"),)
-    attrs: ClassVar[dict[str, tuple[str, Any]]] = {"gain": ("float", 1.0), "fault": ("int32_t", 0)}
+    attrs: ClassVar[dict[str, tuple[type, Any]]] = {"gain": (float, 1.0), "fault": (int, 0)}
 
 
 class DenseGrad(ToyOp):
     name, symbol = "toy_dense_grad", "vt_toy_dense_grad"
-    inputs = (Slot("image", dtype="u8"), Slot("w", "matrix"), Slot("b", "vector", optional=True), Slot("dy"))
+    inputs = (Slot("image", element=U8), Slot("w", "matrix"), Slot("b", "vector", optional=True), Slot("dy"))
     outputs = (Slot("d_w", "matrix"), Slot("d_b", "vector"))
-    attrs: ClassVar[dict[str, tuple[str, Any]]] = {"gain": ("float", 1.0)}
+    attrs: ClassVar[dict[str, tuple[type, Any]]] = {"gain": (float, 1.0)}
 
 
 class Square(ToyOp):
     name, symbol = "toy_square", "vt_toy_square"
-    inputs = (Slot("logits"), Slot("label", dtype="i32"))
+    inputs = (Slot("logits"), Slot("label", element=I32))
     outputs = (Slot("loss"), Slot("d_logits"))
 
     def dims(self, site: Site) -> dict[str, int]:
@@ -49,7 +50,7 @@ class Square(ToyOp):
 
 class Deep(ToyOp):
     name, symbol, source = "toy_deep", "vt_toy_deep", "toy_deep.c"
-    inputs = (Slot("image", dtype="u8"),)
+    inputs = (Slot("image", element=U8),)
     outputs = ()
 
     def dims(self, site: Site) -> dict[str, int]:
@@ -65,21 +66,21 @@ def program(axis: str | None = "cols", momentum: float = 0.0, fault: int = 0) ->
     index = {"cols": [1, 4], "rows": [0, 3], None: []}[axis]
     trained = {"cols": (O, 2), "rows": (2, K), None: (O, K)}[axis]
     frozen = {"cols": (O, K - 2), "rows": (O - 2, K), None: None}[axis]
-    p.add(Tensor("image", (K,), "u8", Role.INPUT, offset=0))
-    p.add(Tensor("label", (1,), "i32", Role.INPUT, offset=16))
+    p.add(Tensor("image", Type((K,), U8), Role.INPUT, offset=0))
+    p.add(Tensor("label", Type((1,), I32), Role.INPUT, offset=16))
     if frozen:
-        p.add(Tensor("fc.weight.frozen", frozen, "f32", Role.CONSTANT, "fc.weight"))
-    p.add(Tensor("fc.weight.trained", trained, "f32", Role.TRAINED, "fc.weight"))
-    p.add(Tensor("fc.bias", (O,), "f32", Role.TRAINED, "fc.bias"))
+        p.add(Tensor("fc.weight.frozen", Type(frozen), Role.CONSTANT, "fc.weight"))
+    p.add(Tensor("fc.weight.trained", Type(trained), Role.TRAINED, "fc.weight"))
+    p.add(Tensor("fc.bias", Type((O,)), Role.TRAINED, "fc.bias"))
     if momentum:
-        p.add(Tensor("fc.weight.trained.velocity", trained, "f32", Role.STATE))
-        p.add(Tensor("fc.bias.velocity", (O,), "f32", Role.STATE))
+        p.add(Tensor("fc.weight.trained.velocity", Type(trained), Role.STATE))
+        p.add(Tensor("fc.bias.velocity", Type((O,)), Role.STATE))
     p.weights["fc.weight"] = Weight("fc.weight", (O, K), "fc.weight.frozen" if frozen else None, "fc.weight.trained",
                                     axis, tuple(index))
-    p.add(Tensor("logits", (1, O), "f32", Role.OUTPUT))
-    p.add(Tensor("loss", (1,), "f32", Role.OUTPUT))
-    p.add(Tensor("d_logits", (1, O), "f32", Role.GRADIENT, offset=32))
-    p.add(Tensor("sum", (4,), "u8", Role.SCRATCH, offset=48))
+    p.add(Tensor("logits", Type((1, O)), Role.OUTPUT))
+    p.add(Tensor("loss", Type((1,)), Role.OUTPUT))
+    p.add(Tensor("d_logits", Type((1, O)), Role.GRADIENT, offset=32))
+    p.add(Tensor("sum", Type((4,), U8), Role.SCRATCH, offset=48))
     attrs = {"gain": 0.01}
     p.calls = [
         Call("toy_dense", {"image": "image", "w": "fc.weight", "b": "fc.bias"}, {"y": "logits"},
