@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,14 @@ from algorithm.sparse.config import PlanConfig
 from compilation.capture import InputSpec
 from compilation.pipeline import Compiled, Compiler
 from runtime.codegen.generate import generate
+from runtime.codegen.layout import part_of
 from runtime.simulator import Simulator
 from runtime.toolchain import available_builds, build_firmware
-from runtime.validate import Validation, replay
+from runtime.validate import Validation, parameter_of, replay
+from tests.figures import Entry, Figures
 
 STEPS, LR = 20, 0.01
+BUDGETS = {"kept": None, "smallest": "smallest"}
 SMALL: dict[str, Any] = {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "num_classes": 5,
                          "weights": "none", "head_init": "timm", "extra": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
 PLANS: dict[str, dict[str, Any]] = {
@@ -54,18 +60,28 @@ def one_thread() -> None:
 
 
 def small_model(**changes: Any) -> torch.nn.Module:
+    """Its initial weights have the same bits on every machine: PyTorch's depend on the CPU's vector unit."""
     model = build_model(ModelConfig(**{**SMALL, "gram": {"enabled": True, "rank": 8}, **changes}))
-    with torch.no_grad():                          # a Gram residual and LoRA that do something
+    with torch.no_grad():
         for name, p in model.named_parameters():
-            if name.endswith(("gram_b", "lora_b")):
-                p.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
+            if name.endswith(("gram_b", "lora_b")) or p.min() < p.max():    # a Gram residual and LoRA that do something
+                draws = np.random.default_rng(zlib.crc32(name.encode())).integers(-2 ** 15, 2 ** 15, tuple(p.shape))
+                p.copy_(torch.from_numpy(draws.astype(np.float32)) / 2 ** 19)     # exact, of +-0.06
     return model
 
 
-def compile_small(model: torch.nn.Module, plan: UpdatePlan, budget: int | str | None, momentum: float = 0.0) -> Compiled:
+def small_compiler(model: torch.nn.Module) -> Compiler:
     scale, shift = input_scale_shift(model)
-    compiler = Compiler(model, InputSpec((3, 32, 32), scale, shift), "small")
-    selections = dict(plan.to_dict()["parameters"])
+    return Compiler(model, InputSpec((3, 32, 32), scale, shift), "small")
+
+
+def selections_of(plan: UpdatePlan) -> dict[str, Any]:
+    return dict(plan.to_dict()["parameters"])
+
+
+def compile_small(model: torch.nn.Module, plan: UpdatePlan, budget: int | str | None, momentum: float = 0.0,
+                  compiler: Compiler | None = None) -> Compiled:
+    compiler, selections = compiler or small_compiler(model), selections_of(plan)
     if budget == "smallest":
         budget = compiler.smallest_ram(selections, momentum)
     return compiler.compile(selections, budget, momentum)  # type: ignore[arg-type]
@@ -83,22 +99,80 @@ def proven(check: Validation) -> None:
     assert check.resolved == len(check.tensors) > 0, "every tensor moved enough for its update to be checked"
 
 
-@pytest.mark.parametrize("budget", [None, "smallest"], ids=["kept", "smallest"])
+def sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of float32 or integer arrays by name: names, shapes and little-endian values."""
+    out = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        out.update(f"{name} {little.dtype.str} {little.shape}\n".encode() + little.tobytes())
+    return out.hexdigest()
+
+
+def whole_parameters(compiled: Compiled, stored: Mapping[str, np.ndarray], init: Mapping[str, np.ndarray]
+                     ) -> dict[str, np.ndarray]:
+    """Parameter -> all of it, in PyTorch's shape: however the Program stores the part that it trains."""
+    out = {}
+    for t in compiled.program.tensors.values():
+        if t.name in stored:
+            name, part = parameter_of(t), part_of(compiled.program, t.name)
+            whole = init[name].copy()
+            if part is None or part[0].axis is None:
+                whole.reshape(-1)[:] = stored[t.name].ravel()
+            else:
+                at = (slice(None), list(part[0].index)) if part[0].axis == "cols" else list(part[0].index)
+                whole.reshape(part[0].shape)[at] = stored[t.name]
+            out[name] = whole
+    assert set(out) == set(init)
+    return out
+
+
+def reached(model: torch.nn.Module, compiled: Compiled, trace: Any, check: Validation) -> Entry:
+    """The figures of a run. Its hashes depend on nothing but the inputs and the order of sums."""
+    inputs = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    return {"ram_bytes": compiled.memory.total, "macs": compiled.macs,
+            "inputs": sha256({**inputs, "images": trace.images, "labels": trace.labels, "rates": trace.lrs}),
+            "losses": sha256({"losses": check.losses.astype(np.float32)}),
+            "weights": sha256(whole_parameters(compiled, check.final, trace.init))}
+
+
+@pytest.mark.parametrize("memory", BUDGETS)
 @pytest.mark.parametrize("name", PLANS)
-def test_c_computes_what_correct_float32_code_computes(name: str, budget: str | None, tmp_path: Path) -> None:
+def test_c_computes_what_correct_float32_code_computes(name: str, memory: str, tmp_path: Path, figures: Figures) -> None:
     model = small_model(**MODELS.get(name, {}))
     plan = resolve_plan(PlanConfig(**PLANS[name]), model)
-    compiled = compile_small(model, plan, budget)
+    compiler = small_compiler(model)
+    compiled = compile_small(model, plan, BUDGETS[memory], compiler=compiler)
     trace = trace_of(model, plan)
     generate(compiled.program, compiled.values, tmp_path / "c")
     with Simulator(tmp_path / "c", compiled.program) as simulator:
         measured = simulator.measure(trace.images[0], int(trace.labels[0]), LR)
-        proven(replay(simulator, trace))
+        check = replay(simulator, trace)
+    proven(check)
     assert measured.arena_bytes == compiled.memory.arena
     assert measured.ram_bytes == compiled.memory.total
     assert compiled.memory.arena == compiled.bound
     assert measured.flash_bytes - measured.code_bytes == compiled.memory.flash
     assert measured.macs == compiled.macs
+
+    def law(golden: Entry) -> None:
+        assert compiled.memory.total <= golden["ram_bytes"]
+        same_ram = compiled
+        if BUDGETS[memory] and compiled.memory.total < golden["ram_bytes"]:      # what it costs in the RAM of before
+            same_ram = compiler.compile(selections_of(plan), golden["ram_bytes"])
+        assert same_ram.macs <= golden["macs"]
+        assert now["inputs"] == golden["inputs"], "not the compiler's doing: the model or the images are others"
+        if golden["order_of_sums_kept"]:
+            assert (now["losses"], now["weights"]) == (golden["losses"], golden["weights"]), (
+                "other bits: where the order of sums changed on purpose, set order_of_sums_kept to false by hand")
+
+    now = reached(model, compiled, trace, check)
+    figures.compare("integration.json", f"{name}, {memory}", now, law, marks={"order_of_sums_kept": True})
+
+
+def test_every_golden_plan_is_still_run(figures: Figures) -> None:
+    entries = figures.read("integration.json")
+    assert set(entries) == {f"{name}, {memory}" for name in PLANS for memory in BUDGETS}
+    assert {type(e["order_of_sums_kept"]) for e in entries.values()} == {bool}
 
 
 def test_momentum_and_average_pooling(tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ class Row:
     def short(self) -> str:
         return f"{'S' if 'small' in self.model else 'T'}/{self.patch}@{self.size}"
 
+    @property
+    def text(self) -> str:
+        return f"{self.budget} {self.short} {self.scheme}"
+
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
 QUARTER = {"vit_layer_types": ["attention", "head"], "weight_update_ratio": 0.25, "n_bias_update": 0}
@@ -74,17 +78,21 @@ def selections(plan: UpdatePlan) -> dict[str, Any]:
     return dict(plan.to_dict()["parameters"])
 
 
+def compiler_of(row: Row, model: torch.nn.Module) -> Compiler:
+    from algorithm.models import input_scale_shift
+    from compilation.capture import InputSpec
+    from compilation.pipeline import Compiler
+    scale, shift = input_scale_shift(model)
+    return Compiler(model, InputSpec((3, row.size, row.size), scale, shift), row.model)
+
+
 def run_row(row: Row, gram: bool, steps: int) -> dict[str, Any]:
     """Compile, execute, measure; a row that does not fit says why and what would."""
     from algorithm import build_model, resolve_plan
-    from algorithm.models import input_scale_shift
-    from compilation.capture import InputSpec
     from compilation.errors import BudgetError
-    from compilation.pipeline import Compiler
     model = build_model(model_config(row, gram))
     plan = resolve_plan(PlanConfig(**row.plan), model)
-    scale, shift = input_scale_shift(model)
-    compiler = Compiler(model, InputSpec((3, row.size, row.size), scale, shift), row.model)
+    compiler = compiler_of(row, model)
     budget = parse_budget(row.budget)
     out: dict[str, Any] = {"budget": row.budget, "budget_bytes": budget, "model": row.short, "scheme": row.scheme,
                            "gram": gram, "trained_parameters": plan.trained_count(compiler.shapes)}
@@ -173,9 +181,9 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for gram in {"both": (False, True), "off": (False,), "on": (True,)}[args.gram]:
         for row in ROWS:
-            if args.only and args.only not in f"{row.budget} {row.short} {row.scheme}":
+            if args.only and args.only not in row.text:
                 continue
-            print(f"{row.budget} {row.short} {row.scheme}{' + Gram' if gram else ''} ...", file=sys.stderr, flush=True)
+            print(f"{row.text}{' + Gram' if gram else ''} ...", file=sys.stderr, flush=True)
             rows.append(run_row(row, gram, args.steps))
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 
 from compilation.cost import call_macs, fixed_bytes, total_macs
 from compilation.memory.liveness import lifetimes, live_bytes
-from compilation.passes.checkpoints import Chain, Scheduler, cut_chain
+from compilation.passes.chain import Chain, cut_chain
+from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.storage import share_storage, tune
@@ -24,6 +26,7 @@ from compilation.passes.training import (
     slice_early,
     trained_names,
 )
+from compilation.passes.weigh import Scales, Step
 from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
@@ -43,40 +46,79 @@ class Schedule:
     fixed: int                # RAM outside the arena
     macs: int
     streamed: str             # how the chains are computed, for people
-    checkpoints: int
-    source: int               # the lowest cut that is kept (see passes/checkpoints.py)
+    order: Order
 
     @property
     def ram(self) -> int:
         return self.peak + self.fixed
 
+    @property
+    def checkpoints(self) -> int:
+        return self.order.slots
 
-@dataclass
+    @property
+    def source(self) -> int:
+        return self.order.source
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What a schedule would take, its Program not made. whole: chains computed as whole tensors; arena: what its kernels
+    are tuned for."""
+
+    whole: int
+    order: Order
+    arena: int | None
+    peak: int
+    macs: int
+    ram: int
+
+
 class Structure:
     """A training step before scheduling: forward, backward, cut into segments."""
 
-    program: Program
-    chain: Chain
-    label: str
-    cache: dict[tuple[int, int, int], Program] = field(default_factory=dict)
+    def __init__(self, program: Program, chain: Chain, label: str) -> None:
+        self.program, self.chain, self.label = program, chain, label
+        self.scheduler = Scheduler(program, chain, lambda c: call_macs(program, c))
+        self.scales = Scales(program)
+        self.fixed = fixed_bytes(program)
+        self.floor = max((self.scales.floor((*s.inner, *s.backward)) for s in chain.segments), default=0)
+        self._weighed: dict[tuple[Order, int | None], tuple[int, int]] = {}
+        self._steps: tuple[Order | None, list[Step]] = (None, [])
+        self._anyway: dict[int, int] = {}       # by the segment from which on all is kept
+        onward = [c for s in chain.segments for c in s.onward]
+        self._ratio = min((self.scales.least((c,)) / work for c in onward if (work := call_macs(program, c))), default=1.0)
 
-    def emit(self, slots: int, source: int, stride: int) -> Program:
-        """The ordered step for a number of checkpoints; storage shared, not tuned."""
-        key = (slots, source, stride)
-        if key not in self.cache:
-            program = self.scheduler.emit(slots, source, stride)
-            slice_early(program)
-            wrap_leaves(program)
-            share_storage(program)
-            verify(program, f"checkpoints({slots})")
-            self.cache[key] = program
-        return self.cache[key].copy()
+    def emit(self, order: Order) -> Program:
+        """The ordered step; storage shared, not tuned."""
+        program = self.scheduler.emit(order)
+        share_storage(program)
+        verify(program, f"checkpoints({order.slots})")
+        return program
 
-    @property
-    def scheduler(self) -> Scheduler:
-        if not hasattr(self, "_scheduler"):
-            self._scheduler = Scheduler(self.program, self.chain, lambda c: call_macs(self.program, c))
-        return self._scheduler
+    def weigh(self, order: Order, arena: int | None) -> tuple[int, int]:
+        """(peak bytes of the arena, multiply-accumulates) of an order, tuned for an arena of `arena` bytes."""
+        if (order, arena) not in self._weighed:
+            if self._steps[0] != order:
+                self._steps = order, self.scales.steps(self.scheduler.parts(order))
+            self._weighed[order, arena] = self.scales.weigh(self._steps[1], arena)
+        return self._weighed[order, arena]
+
+    def least_macs(self, order: Order) -> int:
+        """No fewer multiply-accumulates are possible with this order, whatever the kernel settings."""
+        if order.kept not in self._anyway:
+            once = [s.calls if k >= order.kept else (*s.once, *(s.inner if s.backward else ()))
+                    for k, s in enumerate(self.chain.segments)]
+            self._anyway[order.kept] = sum(map(self.scales.least, once)) + sum(
+                self.scales.least(s.backward) for s in self.chain.segments)
+        return self._anyway[order.kept] + int(self.scheduler.recomputed(order) * self._ratio)
+
+    def sources(self) -> list[int]:
+        """The cuts that recomputation may start from."""
+        return sorted({0, self.chain.frozen} - {len(self.chain.segments)}) or [0]
+
+    def max_slots(self, kept: int | None = None) -> int:
+        return max(0, (self.chain.kept if kept is None else kept) - self.chain.frozen)
 
 
 class Planner:
@@ -114,30 +156,35 @@ class Planner:
         make_matrices(program)
         verify(program, "forward")
         plan = check_plan(program, self.plan, self.shapes)
-        forward = len(program.calls)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)
         lower_tail(program)
+        slice_early(program)
+        wrap_leaves(program)
         verify(program, "differentiate")
+        forward = 1 + next(i for i, c in enumerate(program.calls) if program.loss in c.outputs.values())
         chain = cut_chain(program, program.calls[:forward], program.calls[forward:])
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
         return Structure(program, chain, label)
 
-    def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1) -> Schedule:
+    def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1,
+           kept: int | None = None) -> Schedule:
         """One schedule, its kernels tuned for an arena of `arena` bytes (None: as fast as possible)."""
+        kept = self.structure(whole).chain.kept if kept is None else kept
+        return self._make(whole, Order(slots, source, kept, stride), arena)
+
+    def _make(self, whole: int, order: Order, arena: int | None) -> Schedule:
         structure = self.structure(whole)
-        program = structure.emit(slots, source, stride)
+        program = structure.emit(order)
         peak = tune(program, arena)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
-        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label,
-                        slots, source)
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, order)
 
-    def _sources(self, structure: Structure) -> list[int]:
-        return sorted({0, structure.chain.frozen} - {len(structure.chain.segments)}) or [0]
-
-    def _max_slots(self, structure: Structure) -> int:
-        return max(0, structure.chain.kept - structure.chain.frozen)
+    def _weigh(self, whole: int, order: Order, arena: int | None) -> Weighed:
+        structure = self.structure(whole)
+        peak, macs = structure.weigh(order, arena)
+        return Weighed(whole, order, arena, peak, macs, peak + structure.fixed)
 
     def smallest(self, max_recompute: float | None = None) -> Schedule:
         """The schedule with the least RAM.
@@ -146,31 +193,32 @@ class Planner:
         (of all, when none of them is that fast).
         """
         structure = self.structure(0)
-        least = min((self.at(0, 0, source, 0) for source in self._sources(structure)), key=lambda s: s.ram)
-        least = self.at(0, 0, least.source, least.peak)     # the same RAM, as fast as it allows
-        if max_recompute is None:
-            return least
-        limit = int(max_recompute * self.unconstrained().macs)
-        found: Schedule | None = None
-        for source, stride in product(self._sources(structure), STRIDES):
-            for slots in range(self._max_slots(structure) + 1):
-                fits = self._least_arena(slots, source, stride, limit, None if found is None else found.peak)
-                if fits and (found is None or fits.ram < found.ram):
-                    found = fits
-                elif found is not None:
-                    break
-        return found or least
+        starts = [(source, kept) for kept in structure.chain.kept_options() for source in structure.sources()]
+        if max_recompute is not None:
+            limit = int(max_recompute * self.unconstrained().macs)
+            found: Weighed | None = None
+            for (source, kept), stride in product(starts, STRIDES):
+                for slots in range(structure.max_slots(kept) + 1):
+                    fits = self._least_arena(Order(slots, source, kept, stride), limit, found)
+                    if fits and (found is None or fits.ram < found.ram):
+                        found = fits
+                    elif found is not None:
+                        break
+            if found:
+                return self._make(0, found.order, found.arena)
+        least = min((self._weigh(0, Order(0, source, kept), 0) for source, kept in starts), key=lambda s: s.ram)
+        return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
-    def _least_arena(self, slots: int, source: int, stride: int, limit: int, below: int | None) -> Schedule | None:
-        """With so many checkpoints, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
-        best = self.at(0, slots, source, None, stride)
-        low = self.at(0, slots, source, 0, stride).peak
-        if best.macs > limit or (below is not None and low >= below):
+    def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
+        """With this order, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
+        best = self._weigh(0, order, None)
+        low = self._weigh(0, order, 0).peak
+        if best.macs > limit or (below is not None and low >= below.peak):
             return None
         high = best.peak
         while high - low > low // 100:
             middle = (low + high) // 2
-            schedule = self.at(0, slots, source, middle, stride)
+            schedule = self._weigh(0, order, middle)
             if schedule.macs <= limit:
                 best, high = schedule, middle
             else:
@@ -180,45 +228,60 @@ class Planner:
     def unconstrained(self) -> Schedule:
         """No recomputation at all: every chain whole, everything kept, fastest settings."""
         if self._unconstrained is None:
-            structure = self.structure(self.chains)
-            lowest = structure.chain.frozen if structure.chain.frozen < len(structure.chain.segments) else 0
-            self._unconstrained = self.at(self.chains, self._max_slots(structure), lowest, None)
+            chain = self.structure(self.chains).chain
+            frozen = min(chain.frozen, len(chain.segments) - 1)
+            self._unconstrained = self.at(self.chains, self.structure(self.chains).max_slots(), frozen, None, kept=frozen)
         return self._unconstrained
 
     def fastest(self, budget: int) -> Schedule | None:
         """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""
-        best: Schedule | None = None
-        for schedule in self.explore(budget):
-            if schedule.ram <= budget and (best is None or (schedule.macs, schedule.ram) < (best.macs, best.ram)):
-                best = schedule
-        return best
+        best = self._explore(budget)
+        return self._make(best.whole, best.order, best.arena) if best else None
 
-    def explore(self, budget: int) -> Iterator[Schedule]:
-        """Schedules worth comparing under a budget: for each way of streaming, the most checkpoints that fit."""
+    def _explore(self, budget: int) -> Weighed | None:
+        """For each way of streaming, of starting recomputation and of keeping the upper segments, the most checkpoints
+        that fit, or a few less: of these the one with the least work. What cannot be the best is not weighed."""
+        best: Weighed | None = None
         for whole in self._whole_options():
             structure = self.structure(whole)
-            room = budget - fixed_bytes(structure.program)
-            fitted = False
-            for source, stride in product(self._sources(structure), STRIDES):
-                low, high, found = 0, self._max_slots(structure), None
-                while low <= high:
-                    slots = (low + high) // 2
-                    schedule = self.at(whole, slots, source, room, stride)
-                    if schedule.peak <= room:
-                        found, low = schedule, slots + 1
-                    else:
-                        high = slots - 1
-                if found:
-                    fitted = True
-                    yield found
-                    for fewer in range(found.checkpoints - 1, max(-1, found.checkpoints - 3), -1):
-                        yield self.at(whole, fewer, source, room, stride)
-            if not fitted:
-                return                     # more whole chains need more memory still
+            room = budget - structure.fixed
+            kept = structure.chain.kept
+            if structure.floor > room or (whole and not any(
+                    self._weigh(whole, Order(0, source, kept), room).peak <= room for source in structure.sources())):
+                break                           # more whole chains need more memory still
+            for source, stride in product(structure.sources(), STRIDES):
+                for kept in structure.chain.kept_options():
+                    found, fits = self._most_slots(whole, Order(0, source, kept, stride), room, best)
+                    best = min([w for w in (best, *found) if w], key=lambda w: (w.macs, w.ram), default=None)
+                    if not fits:
+                        break                   # so does keeping more
+        return best
+
+    def _most_slots(self, whole: int, order: Order, room: int, best: Weighed | None) -> tuple[list[Weighed], bool]:
+        """The orders with the most checkpoints that fit, of those that may be better than `best`; and whether this kind
+        of order may fit at all."""
+        structure = self.structure(whole)
+        high = structure.max_slots(order.kept)
+        if best and structure.least_macs(replace(order, slots=high)) > best.macs:
+            return [], True
+        least = first(high, lambda n: best is None or structure.least_macs(replace(order, slots=n)) <= best.macs)
+        most = first(high + 1, lambda n: self._weigh(whole, replace(order, slots=n), room).peak > room, least) - 1
+        if most < least:
+            return [], least > 0
+        found = [self._weigh(whole, replace(order, slots=n), room) for n in range(most, max(least, most - 2) - 1, -1)]
+        return [w for w in found if w.peak <= room], True
 
     def _whole_options(self) -> list[int]:
         steps = {0, self.chains} | {2 ** k for k in range(int(math.log2(max(self.chains, 1))) + 1)}
         return sorted(s for s in steps if s <= self.chains)
+
+
+def first(end: int, holds: Callable[[int], bool], start: int = 0) -> int:
+    """The first number from `start` for which a statement holds that stays true from there on; `end` if none below it."""
+    low, step = start, 1
+    while (at := low + step - 1) < end and not holds(at):
+        low, step = at + 1, 2 * step
+    return bisect_left(range(min(at, end)), True, low, key=holds)
 
 
 def binding(program: Program) -> str:

@@ -150,8 +150,9 @@ MUTATIONS = [
     Mutation("another token read in place of the class token", P + "narrow.py", '{"x": name}, {"row": take.attrs["row"]},',
              '{"x": name}, {"row": take.attrs["row"] + 1},', "head", "tests/compilation/test_passes.py"),
     Mutation("a gradient recomputed from the cut below", P + "checkpoints.py",
-             "rename = {self.chain.cuts[k]: names[k]}",
-             "rename = {self.chain.cuts[k]: names[k - 1] if k - 1 > self.chain.frozen else names[k]}",
+             "segment, names = self.segments[k], cuts.get(k, {})",
+             "segment, j = self.segments[k], k - 1 if k - 1 > self.frozen else k; "
+             "names = {t: cuts.get(j, {}).get(s, s) for t, s in zip(segment.start, self.segments[j].start)}",
              "average pooling", "tests/compilation/test_passes.py"),
     Mutation("one trained column taken for its neighbour", P + "training.py",
              "trained, axis, tuple(index))",

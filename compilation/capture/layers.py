@@ -76,7 +76,9 @@ def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: Any = 
 def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: Any = 0.0, is_causal: Any = False,
                scale: Any = None, enable_gqa: Any = False) -> Any:
     shape, keys = shape_of(query), shape_of(key)
-    if len(shape) == 4 and attn_mask is None and not is_causal and not enable_gqa and shape == keys == shape_of(value):
+    values = shape_of(value)
+    fit = len(shape) == 4 and shape[:2] == keys[:2] == values[:2] and shape[3] == keys[3] and keys[2] == values[2]
+    if fit and attn_mask is None and not is_causal and not enable_gqa:
         if scale is not None and not math.isclose(scale, shape[-1] ** -0.5, rel_tol=1e-9):
             query = aten.mul.Tensor(query, float(scale) * shape[-1] ** 0.5)
         return None if scale is None else aten.scaled_dot_product_attention.default(query, key, value)

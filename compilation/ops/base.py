@@ -240,9 +240,11 @@ class Op:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
 
-    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
-        """The settings worth trying with the bytes of scratch that each needs, fastest first, least scratch last."""
-        return [(o, self.scratch(replace(site, attrs={**site.attrs, **o}))) for o in self.schedules(site)]
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int, int]]:
+        """The settings worth trying, with the bytes of scratch and the multiply-accumulates of each, fastest first, least
+        scratch last."""
+        sites = [(o, replace(site, attrs={**site.attrs, **o})) for o in self.schedules(site)]
+        return [(o, self.scratch(s), self.macs(s)) for o, s in sites]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError

@@ -1,174 +1,133 @@
-"""Which activations are kept and which are computed again: optimal checkpointing of the forward chain.
+"""Which activations are kept and which are computed again, and the training step that follows from it.
 
-A cut is a point of the forward pass where one tensor carries everything onward. Between the cuts lie segments;
-the gradients of a segment read its input. With room for `slots` kept cuts, the cheapest order of keeping and
-recomputing is found by dynamic programming (Griewank and Walther, "Revolve", 2000, for unequal segment costs).
-The result is an ordinary Program: recomputation is the same calls again, on new tensors.
+Room for a number of kept cuts is used as `passes/splits.py` finds it best. A segment whose gradients read tensors
+inside it (`passes/chain.py`) is made once more right before them. The result is an ordinary Program: recomputation is
+the same calls again, on new tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from compilation.passes.rewrite import fresh, parameter_views
-from compilation.program import Call, Program, Role, Tensor
+from compilation.passes.chain import Chain
+from compilation.passes.splits import Splits, splits
+from compilation.program import Call, Program
+
+Names = dict[str, str]      # tensor of the Program -> the one that holds its value now, where that is another
 
 
-@dataclass
-class Chain:
-    """The forward pass cut into segments, and the backward calls of each.
+@dataclass(frozen=True)
+class Order:
+    """How a step is ordered. slots: kept cuts, besides the cut `source` (0: the input; else the lowest needed cut).
 
-    cuts[k] is the tensor between segment k and k + 1; cuts[0] is the model's input. segments[k] makes cuts[k + 1].
-    backward[k] are the gradient calls of segments[k]. Segments below `frozen` have none. Segments from `kept` on are
-    never recomputed: they have internal tensors that their gradients read, or their cuts are small.
+    kept: the segment from which on everything is kept. stride: how many gradients in a row follow one recomputation
+    between kept cuts. 2 keeps the input of the segment before while the gradient of the one behind it is made: one
+    tensor more, but only then.
     """
 
-    cuts: list[str]
-    segments: list[list[Call]]
-    backward: list[list[Call]]
-    frozen: int
-    kept: int       # from this segment on everything the backward pass reads is simply kept
+    slots: int
+    source: int
+    kept: int
+    stride: int = 1
 
 
-def cut_chain(program: Program, forward: list[Call], backward: list[Call]) -> Chain:
-    """Find the cuts of a training Program whose calls are `forward` then `backward`."""
-    roles = {n: t.role for n, t in program.tensors.items()}
-    last_read = {t: i for i, c in enumerate(forward) for t in c.inputs.values()}
-    first_input = next(t for c in forward for t in c.inputs.values() if roles.get(t) is Role.INPUT)
-    cuts: list[str] = [first_input]
-    segments: list[list[Call]] = []
-    current: list[Call] = []
-    live: set[str] = set()
-    for i, c in enumerate(forward):
-        current.append(c)
-        live |= {t for t in c.outputs.values() if roles[t] is Role.ACTIVATION}
-        live = {t for t in live if last_read.get(t, -1) > i}
-        if (len(live) == 1 and last_read[first_input] <= i) or i == len(forward) - 1:
-            cuts.append(next(iter(live), program.loss))
-            segments.append(current)
-            current = []
-    owner = {t: k for k, seg in enumerate(segments) for c in seg for t in c.outputs.values()}
-    owner |= {cut: k for k, cut in enumerate(cuts[:-1])}
-    groups = _group(program, segments, owner, backward)
-    frozen = next((k for k, g in enumerate(groups) if g), len(segments))
-    size = [program.tensors[c].bytes for c in cuts]
-    kept = len(segments)
-    while kept > 0 and (len(segments[kept - 1]) > 1 or size[kept - 1] * 8 <= max(size[1:])):
-        kept -= 1
-    return Chain(cuts, segments, groups, frozen, max(kept, frozen))
+@dataclass(frozen=True)
+class Part:
+    """Calls in a row, and the tensors that they work on where these are others than their own."""
 
-
-def _group(program: Program, segments: list[list[Call]], owner: dict[str, int], backward: list[Call]) -> list[list[Call]]:
-    """The backward calls by the segment whose input has to be on hand for them, in order of emission within it.
-
-    The groups are emitted from the last to the first; what is computed again after a group lies in segments below it.
-    So a call belongs to the segment that it reads from, not above the calls that make its inputs; and one that updates
-    a parameter belongs no higher than any segment, or other backward call, that reads the parameter.
-    """
-    views = parameter_views(program)
-    readers: dict[str, int] = {}        # parameter -> the lowest segment, and then group, that reads it
-    for k in reversed(range(len(segments))):
-        readers |= {views.get(t, t): k for c in segments[k] for t in c.inputs.values()}
-    groups: list[list[Call]] = [[] for _ in segments]
-    made: dict[str, int] = {}
-    at = len(segments) - 1
-    for c in backward:
-        kept = [owner[t] for t in c.inputs.values() if t in owner]
-        bounds = [made[t] for t in c.inputs.values() if t in made] + ([max(kept)] if kept else [])
-        at = min([*(bounds or [at]), *(readers[p] for p in c.updates.values())])
-        groups[at].append(c)
-        made |= dict.fromkeys(c.outputs.values(), at)
-        for t in c.inputs.values():
-            parameter = views.get(t, t)
-            readers[parameter] = min(readers.get(parameter, at), at)
-    return groups
+    calls: Sequence[Call]
+    names: Names
 
 
 class Scheduler:
-    """Emits the whole step for a given number of kept cuts."""
+    """Orders the whole step. cost: multiply-accumulates of a call."""
 
     def __init__(self, program: Program, chain: Chain, cost: Callable[[Call], int]) -> None:
         self.base, self.chain = program, chain
-        work = [sum(cost(c) for c in seg) for seg in chain.segments]
-        self.prefix = [0]
-        for w in work:
-            self.prefix.append(self.prefix[-1] + w)
+        self.work = tuple(sum(map(cost, s.onward)) for s in chain.segments)
 
-    def _forward_cost(self, i: int, k: int) -> int:
-        return self.prefix[k] - self.prefix[i]
+    def table(self, order: Order) -> Splits:
+        return splits(self.work, self.chain.frozen, order.stride)
 
-    def _runs(self, i: int, j: int, stride: int) -> list[range]:
-        """The segments from cut i to cut j that have gradients, last first, in runs of `stride` counted from below."""
-        low = max(i, self.chain.frozen)
-        return [range(min(k + stride, j) - 1, k - 1, -1) for k in reversed(range(low, j, stride))]
+    def recomputed(self, order: Order) -> int:
+        """Multiply-accumulates of making cuts again; what gradients read inside of segments is not counted."""
+        return self.table(order).best(order.source, order.kept, order.slots, True)[0]
 
-    @cache  # noqa: B019  (one scheduler lives as long as one compilation)
-    def best(self, i: int, j: int, slots: int, stride: int, first: bool) -> tuple[int, int]:
-        """(recomputed multiply-accumulates, where the next kept cut lies; 0 for none) to go back from cut j to cut i.
+    def parts(self, order: Order) -> list[Part]:
+        """The step in order of execution."""
+        segments = self.chain.segments
+        out = [Part(s.calls if k >= order.kept else s.once, {}) for k, s in enumerate(segments)]
+        out += [Part(s.backward, {}) for s in reversed(segments[order.kept:])]
+        _Walk(self, order, out).reverse(order.source, order.kept, order.slots, True, {})
+        return out
 
-        first: the forward pass from i to j has just been done for the first time, so that its cuts were on hand.
-        """
-        if j <= max(self.chain.frozen, i + 1):
-            return 0, 0
-        plain = sum(self._forward_cost(i, run[0]) for run in self._runs(i, j, stride)[1 if first else 0:])
-        choice = (plain, 0)
-        if slots:
-            for k in range(max(i + 1, self.chain.frozen), j):
-                if (k - self.chain.frozen) % stride:
-                    continue
-                cost = (0 if first else self._forward_cost(i, k)) + self.best(k, j, slots - 1, stride, first)[0] \
-                    + self.best(i, k, slots, stride, False)[0]
-                if cost < choice[0]:
-                    choice = (cost, k)
-        return choice
-
-    def emit(self, slots: int, source: int, stride: int = 1) -> Program:
-        """The step with `slots` kept cuts besides cut `source` (0: the input itself; else the lowest needed cut).
-
-        stride: how many gradients in a row follow one recomputation between kept cuts. 2 keeps the input of the
-        segment before while the gradient of the one behind it is made: one tensor more, but only then.
-        """
+    def emit(self, order: Order) -> Program:
+        """The step as a Program."""
         program = self.base.copy()
-        program.calls = [c for seg in self.chain.segments for c in seg]
-        names = dict(enumerate(self.chain.cuts))
-        for k in range(len(self.chain.segments) - 1, self.chain.kept - 1, -1):
-            self._backward(program, k, names)
-        self._reverse(program, source, self.chain.kept, slots, stride, True, names)
+        program.calls = []
+        for part in self.parts(order):
+            for old, new in part.names.items():
+                if new not in program.tensors:
+                    program.add(replace(self.base.tensors[old], name=new))
+            program.calls += [c.renamed(part.names) for c in part.calls] if part.names else part.calls
         return program
 
-    def _reverse(self, program: Program, i: int, j: int, slots: int, stride: int, first: bool,
-                 names: dict[int, str]) -> None:
-        if j <= self.chain.frozen:
+
+class _Walk:
+    """The way back through the segments that are not kept. `cuts`: cut -> the names of its tensors."""
+
+    def __init__(self, scheduler: Scheduler, order: Order, out: list[Part]) -> None:
+        self.segments, self.frozen = scheduler.chain.segments, scheduler.chain.frozen
+        self.table, self.stride, self.out = scheduler.table(order), order.stride, out
+        self.taken, self.again = scheduler.base.tensors, Counter[str]()
+
+    def reverse(self, i: int, j: int, slots: int, first: bool, cuts: dict[int, Names]) -> None:
+        """The gradients from cut j down to cut i."""
+        if j <= self.frozen:
             return
         if j == i + 1:
-            self._backward(program, i, names)
+            self._backward(i, cuts)
             return
-        _, k = self.best(i, j, slots, stride, first)
+        _, k = self.table.best(i, j, slots, first)
         if k:
-            inner = dict(names) if first else self._recompute(program, i, k, names)
-            self._reverse(program, k, j, slots - 1, stride, first, inner)
-            self._reverse(program, i, k, slots, stride, False, names)
+            self.reverse(k, j, slots - 1, first, cuts if first else self._forward(i, k, cuts))
+            self.reverse(i, k, slots, False, cuts)
             return
-        for n, run in enumerate(self._runs(i, j, stride)):
-            on_hand = (first and n == 0) or run[0] == i
-            inner = names if on_hand else self._recompute(program, i, run[0], names)
-            for segment in run:
-                self._backward(program, segment, inner)
+        for run in self.table.runs(i, j):
+            on_hand = (first and run[-1] == j - 1) or run[-1] == i
+            inner = cuts if on_hand else self._forward(i, run[-1], cuts)
+            for segment in reversed(run):
+                self._backward(segment, inner)
 
-    def _backward(self, program: Program, k: int, names: dict[int, str]) -> None:
-        rename = {self.chain.cuts[k]: names[k]}
-        program.calls += [c.renamed(rename) for c in self.chain.backward[k]]
+    def _backward(self, k: int, cuts: dict[int, Names]) -> None:
+        segment, names = self.segments[k], cuts.get(k, {})
+        if segment.inner:
+            names = self._run(segment.inner, names)
+        self.out.append(Part(segment.backward, names))
 
-    def _recompute(self, program: Program, i: int, k: int, names: dict[int, str]) -> dict[int, str]:
+    def _forward(self, i: int, k: int, cuts: dict[int, Names]) -> dict[int, Names]:
         """Forward again from cut i to cut k, on new tensors."""
-        rename = {self.chain.cuts[i]: names[i]}
-        for segment in self.chain.segments[i:k]:
-            for c in segment:
-                for t in c.outputs.values():
-                    old = self.base.tensors[t]
-                    rename[t] = program.add(Tensor(fresh(program, f"{t}.again"), old.type, old.role,
-                                                   old.source)).name
-                program.calls.append(c.renamed(rename))
-        return {**names, **{m: rename[self.chain.cuts[m]] for m in range(i, k + 1)}}
+        made, names = dict(cuts), cuts.get(i, {})
+        for n in range(i, k):
+            names = self._run(self.segments[n].onward, names)
+            names = made[n + 1] = {t: names[t] for t in self.segments[n + 1].start if t in names}
+        return made
+
+    def _run(self, calls: Sequence[Call], names: Names) -> Names:
+        """Emit these calls on new results; the names after it."""
+        names = dict(names)
+        for c in calls:
+            for t in c.outputs.values():
+                names[t] = self._fresh(t)
+        self.out.append(Part(calls, names))
+        return names
+
+    def _fresh(self, tensor: str) -> str:
+        while True:
+            self.again[tensor] += 1
+            n = self.again[tensor]
+            name = f"{tensor}.again.{n}" if n > 1 else f"{tensor}.again"
+            if name not in self.taken:
+                return name

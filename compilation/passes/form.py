@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from compilation.ops import REGISTRY
 from compilation.passes.rewrite import parameter_views, site
 from compilation.program import VIEW, Call, Program, Role, Tensor
 from compilation.regions.definition import numbered
@@ -90,16 +91,16 @@ def _segments(program: Program) -> list[Stretch]:
 
 def _leaf(program: Program, call: Call) -> bool:
     """Whether a call can be taken in tiles: a leaf whose tiles are parts of matrices."""
-    if not program.has_op(call) or not program.op(call).leaf:
+    if call.op not in REGISTRY or not REGISTRY[call.op].leaf:
         return False
-    slots = program.op(call).slots
+    slots = REGISTRY[call.op].slots
     tiles = [program.tensors[t].type for s, t in (*call.inputs.items(), *call.outputs.items()) if slots[s].kind == "tile"]
     return all(len(t.shape) == 2 and t.element == F32 for t in tiles)
 
 
 def _elementwise(program: Program, call: Call) -> bool:
     """No sum over an index, and none that is needed whole."""
-    op = program.op(call)
+    op = REGISTRY[call.op]
     return op.macs(site(program, call)) == 0 and not op.line.whole and not any(op.summed(s) for s in call.outputs)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compilation.ops.base import Op
+from compilation.ops import REGISTRY, Op
 from compilation.passes.rewrite import emit_before, producers, use_counts
 from compilation.program import Call, Program
 
@@ -37,7 +37,7 @@ def _move_one(program: Program, rows: Rows, sole: bool) -> bool:
     for take in [c for c in program.calls if c.op == TAKE]:
         source, row = take.inputs["x"], take.attrs["row"]
         above = made.get(source)
-        if above is None or not program.has_op(above) or list(above.outputs.values()) != [source] \
+        if above is None or above.op not in REGISTRY or list(above.outputs.values()) != [source] \
                 or (uses[source] == 1) != sole:
             continue
         if "q_rows" in above.attrs:         # of the streamed attention, which is no region yet
@@ -47,7 +47,7 @@ def _move_one(program: Program, rows: Rows, sole: bool) -> bool:
                 del program.tensors[source]
                 return True
             continue
-        slots = _by_row(program.op(above), above)
+        slots = _by_row(REGISTRY[above.op], above)
         if slots and (sole or all((above.inputs[s], row) in rows for s in slots)):
             _through(program, rows, take, above, slots, sole)
             return True

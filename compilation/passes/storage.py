@@ -36,8 +36,8 @@ def share_storage(program: Program) -> None:
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 
 
-def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object], int]]:
-    """The schedule settings of a call with the bytes of scratch each needs, fastest first.
+def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object], int, int]]:
+    """The schedule settings of a call, fastest first, each with the bytes of scratch and the multiply-accumulates it needs.
 
     Calls that look alike to their operation share the answer.
     """
@@ -45,11 +45,11 @@ def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object
     fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
     key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.parts.items()))))
     if key not in _SETTINGS:
-        _SETTINGS[key] = [(o, padded(size)) for o, size in op.settings(where)]
+        _SETTINGS[key] = [(o, padded(size), macs) for o, size, macs in op.settings(where)]
     return _SETTINGS[key]
 
 
-_SETTINGS: dict[tuple[str, ...], list[tuple[dict[str, object], int]]] = {}
+_SETTINGS: dict[tuple[str, ...], list[tuple[dict[str, object], int, int]]] = {}
 
 
 def tune(program: Program, capacity: int | None) -> int:
@@ -63,12 +63,12 @@ def tune(program: Program, capacity: int | None) -> int:
         if program.has_op(call):
             options = kernel_settings(program, call)
         else:           # the long tail has no settings, only its work memory
-            options = [({}, padded(int(call.attrs["work_bytes"])))] if call.attrs.get("work_bytes") else []
+            options = [({}, padded(int(call.attrs["work_bytes"])), 0)] if call.attrs.get("work_bytes") else []
         if not options:
             continue
         room = None if capacity is None else capacity - live[i]
         fitting = [o for o in options if room is None or o[1] <= room]
-        settings, size = fitting[0] if fitting else min(options, key=lambda o: o[1])
+        settings, size, _ = fitting[0] if fitting else min(options, key=lambda o: o[1])
         scratch = None
         if size:
             buffer = Tensor(fresh(program, f"scratch.{i}"), Type((size,), BYTES), Role.SCRATCH, call.where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compilation.ops.base import Op, Site
+from compilation.ops import REGISTRY, Op, Site
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role, Tensor
 from compilation.regions.loops import PANEL
@@ -21,9 +21,9 @@ PARAMETERS = (Role.CONSTANT, Role.TRAINED)
 def wrap_leaves(program: Program) -> None:
     """Put regions in the place of such calls."""
     for i, call in enumerate(program.calls):
-        if not program.has_op(call) or not program.op(call).leaf or call.op in program.regions:
+        if call.op not in REGISTRY or not REGISTRY[call.op].leaf:
             continue
-        op, where = program.op(call), site(program, call)
+        op, where = REGISTRY[call.op], site(program, call)
         if not _takes_whole(op, where):
             region = _region(program, op, call, where)
             region = program.regions.setdefault(region.name, region)

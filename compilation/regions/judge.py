@@ -204,7 +204,8 @@ class _Text:
         for n, (axis, size) in enumerate(zip(use.axes, self.known.size(c, use), strict=True)):
             full = c.scope.full(axis)
             what = f"{t.name}, axis {n}: "
-            if matrix and t.kind == "stored" and axis.start != axis.origin:
+            part = axis.start != axis.origin and not c.scope.single(axis.start or axis.origin)
+            if matrix and t.kind == "stored" and part:
                 self.fail(f"{what}it holds the gradient of one window alone, which does not follow {axis.start}")
             if axis.origin:
                 capacity = min(c.scope.loops[axis.origin].step * axis.factor, full)
@@ -245,7 +246,7 @@ class _Text:
         s = self.nest.stored.get(c.call.scratch)
         if c.call.scratch and (s is None or s.offset is None or self.tensors[s.name].uses):
             self.fail(f"{c.call.scratch} is no scratch of its own")
-        if need > (s.type.bytes if s else 0):
+        if need > (s.type.bytes if s else 0) or (s and not need):
             self.fail(f"it needs {need} bytes of scratch and has {s.type.bytes if s else 0}")
         if s is not None:
             axes = (Axis(1), Axis(s.type.shape[-1]))

@@ -106,7 +106,7 @@ class Execution:
                 self._item(child, at, ends)
 
     def _mask(self, use: Use, at: dict[str, int], ends: dict[str, int]) -> int:
-        key = tuple(at[a.loop] for a in use.axes if a.loop)
+        key = tuple([at[v] for v in use.loops])
         found = use.masks.get(key)
         if found is None:
             spans = []
@@ -117,7 +117,7 @@ class Execution:
             (r0, r1), (c0, c1) = spans
             width = len(self.chosen[use.tensor.memory, 1])
             row = ((1 << c1 - c0) - 1) << c0
-            found = sum(row << r * width for r in range(r0, r1))
+            found = row * (((1 << width * (r1 - r0)) - 1) // ((1 << width) - 1)) << r0 * width      # once in each row
             use.masks[key] = found
         return found
 
@@ -166,9 +166,10 @@ class Execution:
         elif mask & t.valid:
             self.fail(f"it writes {t.name} a second time")
         for r, other in read:
+            if r.tensor is t or not mask & other or r.tensor.memory != t.memory:
+                continue
             over = c.op.may_alias(c.site).get(use.slot) == r.slot or c.op.pointwise(r.slot, use.slot)
-            in_place = over and mask == other and r.axes == use.axes
-            if r.tensor is not t and r.tensor.memory == t.memory and mask & other and not in_place:
+            if not over or mask != other or r.axes != use.axes:
                 self.fail(f"{t.name} may not take the place of {r.tensor.name} here")
         for u in self.together[t.memory]:
             if u is not t and u.valid & mask:

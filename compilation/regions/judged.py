@@ -64,6 +64,11 @@ class Use:
     update: bool = False
     masks: dict[tuple[int, ...], int] = field(default_factory=dict)
 
+    @cached_property
+    def loops(self) -> tuple[str, ...]:
+        """The loops whose present tiles decide where the window is."""
+        return tuple(a.loop for a in self.axes if a.loop)
+
 
 @dataclass(eq=False)
 class Called:

@@ -249,7 +249,7 @@ class Layout:
     @cached_property
     def trips(self) -> dict[int, int]:
         """Statement -> how often each of its multiply-accumulates is made: the tiles of loops that it has no index of."""
-        return {id(p): prod(_tiles(b) for b in p.path if not self.builder.sums_over(p.statement, b)) for p in self.order}
+        return {id(p): prod(_tiles(b) for b in p.path if b.label not in p.statement.touches()) for p in self.order}
 
     @property
     def macs(self) -> int:

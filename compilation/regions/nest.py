@@ -146,7 +146,8 @@ class Builder:
                 continue
             if slot not in s.op.adds:
                 return False
-            if s.op.slots[slot].sink and s.macs and not ("add" in self.schedule.choices and self._small(s, slot, label)):
+            if s.op.slots[slot].sink and s.macs and (
+                    "add" not in self.schedule.choices or self._outside(s, slot, label) or not self._small(s, slot, label)):
                 return False
             if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
                     and not s.op.joint and self._outside(s, slot, label):
@@ -160,7 +161,7 @@ class Builder:
             whole = "rows" in self.schedule.choices
             self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
                 whole and t not in self.work.sums and not r.op.slots[o].sink for o, t in r.makes.items())
-                for r, slot in readers)
+                and all(self._may_loop(r, x) for x in r.touches()) for r, slot in readers)
         return self._taken[tensor]
 
     def _small(self, s: Statement, slot: str, label: Label) -> bool:
@@ -295,7 +296,7 @@ class Builder:
                         return False
         for slot, tensor in s.reads.items():
             tiled = {a.label for a in s.along(slot)}
-            for instance in self._instances(tensor):
+            for instance in self.instances.get(self._key(tensor, s.along(slot)), []):
                 inside = any(block in p.path for p, _ in instance.writes)
                 if inside and block.label in {a.label for a in instance.along} and block.label not in tiled:
                     return False
@@ -340,17 +341,17 @@ class Builder:
             outside = self.slot(tensor, along)
             if s.op.slots[slot].kind != "tile" or want in ("", ROWS) or self._one_token(along):
                 return outside
-            known = self._known(tensor, along, path, want)
+            known = self._known(tensor, along, path, open_, want)
             return known or self._copy(s, slot, tensor, path, open_, want, None)
         source = s.sources[slot]
         one = self._one_token(along)
-        known = self._known(tensor, along, path, "" if one else want, source)
+        known = self._known(tensor, along, path, open_, "" if one else want, source)
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
         if native and want and native != want and not one:
             if want == PANEL:
-                rows = self._known(tensor, along, path, ROWS, source) or self._make(s, slot, path, open_, ROWS)
+                rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
                 return self._relaid(s, slot, rows, path, open_, want)
             return self._copy(s, slot, tensor, path, open_, want, source)
         return self._make(s, slot, path, open_, want)
@@ -373,7 +374,7 @@ class Builder:
         step = next((step for label, step, tile in reversed(self.loops) if label is first.label), first.label.size)
         return step * first.factor == 1
 
-    def _known(self, tensor: str, along: Sequence[Along], path: Path, want: str,
+    def _known(self, tensor: str, along: Sequence[Along], path: Path, open_: Path, want: str,
                source: Statement | None = None) -> Instance | None:
         """An instance that may be read from these loops."""
         for instance in reversed(self.instances.get(self._key(tensor, along), [])):
@@ -381,7 +382,11 @@ class Builder:
                 continue
             common = _common(instance.path, path)
             closed, mine = instance.path[common:], path[common:]
+            if not self._earlier(instance, common, path, open_):
+                continue
             axes = {a.label for a in along}
+            if any(b.label not in axes for b in closed):
+                continue            # it was made over and over there, or is one tile's share of a sum
             widened = {b.label for b in closed} & axes
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
@@ -392,6 +397,14 @@ class Builder:
             if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
                 return instance
         return None
+
+    def _earlier(self, instance: Instance, common: int, path: Path, open_: Path) -> bool:
+        """Whether it is made before what is put into the loops `path` next."""
+        block = path[common - 1] if common else self.root
+        following = path[common] if len(path) > common else next((b for b in open_ if b.parent is block), None)
+        end = block.items.index(following) if following in block.items else len(block.items)
+        made = [p.path[common] if len(p.path) > common else p for p, _ in instance.writes]
+        return all(item in block.items[:end] for item in made)
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
         """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be in, in
@@ -431,7 +444,7 @@ class Builder:
             placed.reads["x"] = self.slot(tensor, along)
         else:
             there = block.path
-            known = self._known(tensor, along, there, "", source)
+            known = self._known(tensor, along, there, inside, "", source)
             if known is None:
                 at, within = self._below(source, there, inside)
                 self._place(source, at, within)

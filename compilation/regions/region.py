@@ -79,8 +79,8 @@ class Region(Op):
                 for r, t in made.items()}
 
     # what it costs -----------------------------------------------------------------------------------------
-    def settings(self, site: Site) -> list[tuple[dict[str, Any], int]]:
-        return [({"schedule": o.schedule}, o.scratch) for o in plan.space(self, site).options]
+    def settings(self, site: Site) -> list[tuple[dict[str, Any], int, int]]:
+        return [({"schedule": o.schedule}, o.scratch, o.macs) for o in plan.space(self, site).options]
 
     def macs(self, site: Site) -> int:
         return plan.layout(self, site).macs

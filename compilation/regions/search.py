@@ -98,7 +98,7 @@ def _structure(work: Statements, outside: list[Label], inside: list[Label], toke
     features(outside)
     if blocked:
         for x in keys:
-            sizes = blocks_of(x.size)
+            sizes = [b for b in blocks_of(x.size) if one or b > 1]     # one key at a time is one token at a time
             loops.append((x.name, sizes[0]))
             axes.append(((x.name, False),))
             steps.append(tuple(sizes))
@@ -194,7 +194,7 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
         if work_macs := p.statement.macs:
             trips = np.ones(len(combos), dtype=np.int64)
             for b in p.path:
-                if not layout.builder.sums_over(p.statement, b):
+                if b.label not in p.statement.touches():
                     trips *= -(-_extent(b, step, len(combos)) // step[id(b)])
             macs += work_macs * trips
             time += work_macs * trips * _price(p, step, len(combos))

@@ -313,7 +313,7 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
         if call.op == ADD:
             return all(map(summable, call.inputs.values()))
         slot = next(s for s, t in call.outputs.items() if t == tensor)
-        return slot in REGISTRY[call.op].adds
+        return slot in REGISTRY[call.op].adds and not REGISTRY[call.op].once & call.inputs.keys()
 
     def mark(call: Call, root: str) -> None:
         for t in call.inputs.values():

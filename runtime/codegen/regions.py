@@ -208,7 +208,7 @@ class _Writer:
         if not slot.sink:
             pointer = _plus(base, p.at)
             return f"{{.at = {pointer}, .row = {p.row}, .col = {p.col}, .add = {add}}}" if slot.kind == "tile" else pointer
-        if self.slots.fields.get(window.tensor, "").startswith("vt_sink"):
+        if window.tensor not in self.nest.stored and self.slots.fields[window.tensor].startswith("vt_sink"):
             base += ".grad"
         pointer = base if slot.kind == "matrix" else _plus(base, p.at)
         own = int(slot.kind == "matrix" and window.tensor in self.nest.stored)

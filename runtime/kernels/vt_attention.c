@@ -25,29 +25,31 @@ VT_INLINE void vt_keep_state(const vt_out *x, const float *from, int32_t n, int3
 
 /* y = softmax(scale q k^T) v; the sums stand in y, unfinished, until the last keys. */
 void vt_attention(const vt_attention_args *a, const vt_step *s) {
-    const int32_t n = a->n, d = a->d, e = a->e, ldy = a->y.col;
-    float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n;
+    const int32_t n = a->n, d = a->d, e = a->e;
+    float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n, *yt = st + (ptrdiff_t)vt_keys_at_once(a->m) * n;
     const float scale = vt_score_scale(a->scale, d);
     float high[VT_QUERIES], total[VT_QUERIES];
     int32_t i, t, c;
     for (i = 0; i < a->h; i++) {
-        float *y = a->y.at + (ptrdiff_t)i * e * ldy;
+        float *rows = a->y.at + i * e, *y = n > 1 ? yt : rows;
         if (a->first) {
             vt_fill(high, n, vt_minus_infinity());
             vt_fill(total, n, 0.0f);
-            for (c = 0; c < e; c++) vt_fill(y + (ptrdiff_t)c * ldy, n, 0.0f);
+            vt_fill(y, e * n, 0.0f);
         } else {
+            if (n > 1) vt_rows_to_panel(y, n, rows, a->y.row, e);
             vt_load_state(high, a->high.at, a->high.row, a->high.col, n, i);
             vt_load_state(total, a->total.at, a->total.row, a->total.col, n, i);
         }
         vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, scale);
-        vt_attend(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt, n, d, e, high, total, y, ldy, st);
+        vt_attend(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt, n, d, e, high, total, y, n, st);
         if (a->high.at) {
             vt_keep_state(&a->high, high, n, i);
             vt_keep_state(&a->total, total, n, i);
         }
         for (c = 0; a->last && c < e; c++)
-            for (t = 0; t < n; t++) y[(ptrdiff_t)c * ldy + t] = y[(ptrdiff_t)c * ldy + t] / total[t];
+            for (t = 0; t < n; t++) y[c * n + t] = y[c * n + t] / total[t];
+        if (n > 1) vt_panel_to_rows(rows, a->y.row, y, n, e);
     }
 }
 

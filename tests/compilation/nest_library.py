@@ -11,6 +11,7 @@ from typing import Any
 
 from compilation.ops import REGISTRY, Slot
 from compilation.ops.base import Arrays, Sample
+from compilation.regions.judge import judge
 from compilation.regions.loops import Nest
 from runtime.codegen.generate import environment, op_headers
 from runtime.codegen.regions import RegionCode, RegionSlots, region_code
@@ -21,7 +22,8 @@ ZIG = (sys.executable, "-m", "ziglang", "cc")
 
 
 def code(name: str, case: Case, nest: Nest) -> RegionCode:
-    """The C of a case's nest, written by the code generator."""
+    """The C of a case's nest, written by the code generator; judged first, as it will run in this process."""
+    judge(nest, case.shapes, case.outputs, case.trained, case.updates)
     matrices = {w.tensor for _, c in nest.calls() for s, w in (*c.inputs.items(), *c.updates.items())
                 if REGISTRY[c.op].slots[s].kind == "matrix"}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from compilation.ops import REGISTRY
 from compilation.ops import reference as ref
-from compilation.ops.base import Arrays
+from compilation.ops.base import Arrays, Site
 from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.windows import Shape
 from compilation.types import BYTES, Type
@@ -128,8 +128,6 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
         for name, (rows, cols, layout) in sizes.items():
             own.append((name, (rows, cols), layout, offset))
             offset += 4 * rows * cols
-        own += [("work", (4 * tn * 16,), "work", offset)] if parts.get("w1", ("",))[0] == "cols" else []
-        own += [("work2", (4 * n * 16,), "work", offset)] if parts.get("w2", ("",))[0] == "cols" else []
         kept = stored(*own)
         inner = Loop("n", n, tn, (
             TileCall("copy", {"x": at("x", row, c)}, {"y": at("xp", t, c)}),
@@ -142,14 +140,13 @@ def mlp_gradient(n: int = 37, c: int = 24, h: int = 40, tn: int = 16, th: int = 
             TileCall("linear_grad", {"w": at("w1", hid, c), "dy": at("du", t, i)}, {"d_x": at("d_x", row, c)},
                      adds={"d_x": ("h",)}, where="fc1"),
             TileCall("linear_grad", {"x": at("x", row, c), "w": at("w1", hid, c), "dy": at("du", t, i)},
-                     {"d_w": at("sum_w", i, c)}, adds={"d_w": ("n",)}, scratch="work" if "work" in kept else "",
-                     where="fc1"),
+                     {"d_w": at("sum_w", i, c)}, adds={"d_w": ("n",)}, where="fc1"),
             TileCall("linear_grad", {"dy": at("du", t, i)}, {"d_b": at("sum_b", hid)}, adds={"d_b": ("n",)}, where="fc1")))
         outer = Loop("h", h, th, (inner, TileCall(
             "linear_grad", {"x": at("act", n, i), "w": at("w2", c, hid), "dy": at("dy", n, c)}, {},
-            updates={"w": at("w2", c, hid)}, scratch="work2" if "work2" in kept else "", where="fc2"),
+            updates={"w": at("w2", c, hid)}, where="fc2"),
             TileCall("apply", {"d_w": at("sum_w", i, c)}, {}, updates={"w": at("w1", hid, c)}, where="fc1")))
-        kept |= stored(("da", (n, th), ROWS, offset + 4 * n * 16))
+        kept |= stored(("da", (n, th), ROWS, offset))
         body = (outer, TileCall("sgd", {"g": at("sum_b", h)}, {}, updates={"p": at("b1", h)}))
         return Nest(kept, body, _scratch(kept))
 
@@ -163,8 +160,11 @@ def attention(n: int = 37, heads: int = 3, d: int = 5, tm: int = 0) -> Case:
     attrs: dict[str, Any] = {"heads": heads, "scale": 0.0}
     t, head, tq = tile("n", min(16, n)), tile("h", d, d), min(16, n)
     outs = {"y": at("o", held("n", tq), held("h", d, d))}
-    own = stored(("o", (tq, d), PANEL, 0), ("high", (tq, 1), ROWS, 4 * tq * d), ("total", (tq, 1), ROWS, 4 * tq * (d + 1)),
-                 ("work", (4 * (d + 16) * tq,), "work", 4 * tq * (d + 2)))
+    op = REGISTRY["attention"]
+    site = Site({s: x.shape for s, x in v.items()}, attrs, frozenset({"y"}))
+    work = op.scratch(op.window(site, {"n": tq, "h": 1, "m": tm or n}))
+    own = stored(("o", (tq, d), op.layout["y"], 0), ("high", (tq, 1), ROWS, 4 * tq * d),
+                 ("total", (tq, 1), ROWS, 4 * tq * (d + 1)), ("work", (work,), "work", 4 * tq * (d + 2)))
     keys: Axis | int = tile("m", tm) if tm else n
     ins = {"q": at("q", t, head), "k": at("k", keys, head), "v": at("v", keys, head)}
     call: Loop | TileCall = TileCall("attention", ins, outs, attrs, scratch="work", where="attn")

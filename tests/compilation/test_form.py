@@ -21,6 +21,7 @@ from algorithm.models.gram import add_gram
 from algorithm.models.lora import add_lora
 from compilation.capture import InputSpec
 from compilation.interpret import Interpreter
+from compilation.judge import judge
 from compilation.passes.form import candidates, form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.training import (
@@ -40,7 +41,7 @@ from compilation.program_file import from_json
 from compilation.regions.region import Region
 from compilation.tvm_adapter import differentiate, relax_ops, vjp
 from compilation.verify import verify
-from tests.compilation.models import IMAGE, FanOut, image_input, torch_step
+from tests.compilation.models import IMAGE, FanOut, image_input, interpreted, torch_step
 
 
 def vit(depth: int = 2, **options: object) -> nn.Module:
@@ -322,3 +323,33 @@ def test_random_graphs_with_fan_out(recipe: list[tuple[str, int, int]], seed: in
     named = list(everything(model))
     chosen = [n for i, n in enumerate(named) if (seed >> (i % 16)) & 1] or named
     check(model, InputSpec((3, 6)), dict.fromkeys(chosen, "all"), x.numpy(), x.double())
+
+
+PLANS: dict[str, dict[str, Selection]] = {
+    "vectors": {f"blocks.{i}.{n}": "all" for i in range(3) for n in ("norm1.weight", "attn.qkv.bias", "mlp.fc1.bias")},
+    "columns and rows": {"blocks.2.mlp.fc1.weight": {"cols": [1, 5, 7]}, "blocks.1.attn.qkv.weight": {"cols": [0, 3]},
+                         "blocks.1.attn.proj.weight": {"rows": [0, 3]}, "blocks.1.mlp.fc2.weight": "all"},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_every_budget_trains_alike(plan: dict[str, Selection]) -> None:
+    """The whole compiler with regions, placed and judged, from the smallest step to the fastest, in float64."""
+    model = vit(3)
+    image, _ = image_input(IMAGE)
+    losses, want = interpreted(Compiler(model, IMAGE).compile(plan, None, 0.5), image, 1, 0.1, 2, 0.5)
+    compiler = Compiler(model, IMAGE, regions=True)
+    smallest = compiler.smallest_ram(plan, 0.5)
+    work = []
+    for budget in (smallest, smallest + 8000, None):
+        compiled = compiler.compile(plan, budget, 0.5)
+        assert budget is None or compiled.memory.total <= budget
+        assert compiled.program.arena_bytes == compiled.bound
+        work.append(compiled.macs)
+        text = compiled.program.to_json()
+        assert from_json(text, judge).to_json() == text
+        got_losses, got = interpreted(compiled, image, 1, 0.1, 2, 0.5)
+        np.testing.assert_allclose(got_losses, losses, rtol=1e-12)
+        for name in want.keys() & got.keys():
+            np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-12, err_msg=name)
+    assert work == sorted(work, reverse=True)

@@ -69,6 +69,20 @@ class Attend(nn.Module):
         return x + self.proj(o.transpose(1, 2).reshape(1, ROWS, WIDTH))
 
 
+class Pool(nn.Module):
+    """y = x + proj(attention of all rows to the first two, with values of another size)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * HEADS)
+        self.proj = nn.Linear(2 * HEADS, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(y).view(1, y.shape[1], HEADS, -1).transpose(1, 2)
+                   for f, y in ((self.q, x), (self.k, x[:, :2]), (self.v, x[:, :2])))
+        return x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, ROWS, -1))
+
+
 class Gated(nn.Module):
     """y = out(silu(a) * b), a and b of one layer or of two."""
 
@@ -120,9 +134,9 @@ def inputs(model: nn.Module) -> tuple[InputSpec, np.ndarray, torch.Tensor]:
     return InputSpec((ROWS, WIDTH)), x, torch.from_numpy(x)[None]
 
 
-def check(model: nn.Module, plan: dict[str, Selection], momentum: float = 0.9) -> Compiled:
+def check(model: nn.Module, plan: dict[str, Selection], budget: int | None = None, momentum: float = 0.9) -> Compiled:
     spec, image, x = inputs(model)
-    compiled = Compiler(model, spec, leaves=True).compile(plan, momentum=momentum)
+    compiled = Compiler(model, spec, leaves=True).compile(plan, budget, momentum)
     losses, final = interpreted(compiled, image, 1, 0.1, 2, momentum)
     start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters()}
     want_losses, want = torch_step(model, x, 1, plan, 0.1, 2, momentum)
@@ -200,6 +214,23 @@ def test_kernels_that_take_panels_are_not_called_with_rows(tmp_path: Path) -> No
     compiled = check(MODELS["separate"](), {"head.bias": "all"})
     with pytest.raises(CodegenError, match=r"attention.*takes y as a panel, and .* is whole: a region has to call it"):
         generate(compiled.program, compiled.values, tmp_path / "c")
+
+
+def test_keys_may_be_others_than_the_queries() -> None:
+    """Fewer keys, and values of another size (the rows themselves are cut out by the long tail, which runs only in C)."""
+    ops = [c.op for c in Compiler(Classifier(Pool), InputSpec((ROWS, WIDTH)), leaves=True).forward.calls]
+    assert ops.count("attention") == 2 and "relax:matmul" not in ops
+    trains_like_torch(Classifier(Pool), InputSpec((ROWS, WIDTH)))
+
+
+def test_one_row_is_made_where_one_is_read() -> None:
+    """With the class token alone read (and the MLP streamed), the last attention has one query; it trains as in PyTorch."""
+    model = vit()
+    plan: dict[str, Selection] = {"blocks.0.norm1.bias": "all", "head.weight": "all"}
+    compiler = Compiler(model, IMAGE, leaves=True)
+    program = check(model, plan, compiler.smallest_ram(plan, 0.9)).program
+    shapes = [program.tensors[c.inputs["q"]].shape for c in program.calls if c.op == "attention"]
+    assert shapes[0][0] == 5 and shapes[-1][0] == 1
 
 
 def test_rows_of_one_piece_alone() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from compilation.regions.judge import judge
 from compilation.regions.run import run as nest_run
+from compilation.regions.text import text
 from tests.compilation import nests
 from tests.compilation.nest_library import build, code, run
 from tests.compilation.nests import Case
@@ -84,3 +85,21 @@ def test_where_no_sum_is_cut_tiles_are_whole_kernels_bit_for_bit(
     assert macs == all_macs
     for slot in slots:
         np.testing.assert_array_equal(tiled[slot], whole[slot], err_msg=slot)
+
+
+def test_a_nest_reads_as_text() -> None:
+    expected = """\
+nest, 3,584 bytes of scratch
+  a: f32[16, 24] panel @0
+  u: f32[16, 8] panel @1536
+  g: f32[16, 8] panel @1536
+  s: f32[16, 24] panel @2048
+  for n in 37 by 16:
+    layer_norm(x=x[n:+16, :24], gamma=gamma[:24], beta=beta[:24]) -> (y=a[:16@n, :24]) {eps=1e-06, heads=1} # norm
+    for h in 40 by 8:
+      linear(x=a[:16@n, :24], w=w1[h:+8, :24], b=b1[h:+8]) -> (y=u[:16@n, :8@h]) # mlp.fc1
+      gelu(x=u[:16@n, :8@h]) -> (y=g[:16@n, :8@h]) {tanh=0} # mlp.act
+      linear(x=g[:16@n, :8@h], w=w2[:24, h:+8], b=b2[:24]) -> (y+(h)=s[:16@n, :24]) # mlp.fc2
+    add(a=x[n:+16, :24], b=s[:16@n, :24]) -> (y=y[n:+16, :24])
+"""
+    assert text(nests.mlp(th=8).nest) == expected

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import algorithm.models.torchvision_shim  # noqa: F401  (before anything imports timm)
+from tests.figures import Figures
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parent / "tests/golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,3 +30,9 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{name} changed: read the difference, then pytest --update-golden"
 
     return check
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """The golden figures of tests/golden/, refreshed under --update-golden."""
+    return Figures(GOLDEN, request.config.getoption("--update-golden"))
