@@ -14,12 +14,14 @@
 #define VT_OUTLINE static __attribute__((noinline, unused))
 #define VT_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 #define VT_SQRT(a) __builtin_sqrtf(a)
+#define VT_PREFETCH(p) __builtin_prefetch(p)
 #else
 #include <math.h>
 #define VT_INLINE static inline
 #define VT_OUTLINE static inline
 #define VT_FMA(a, b, c) fmaf((a), (b), (c))
 #define VT_SQRT(a) sqrtf(a)
+#define VT_PREFETCH(p) ((void)(p))
 #endif
 
 typedef union { float f; uint32_t u; int32_t i; } vt_bits;
