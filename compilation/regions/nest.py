@@ -106,19 +106,19 @@ class Builder:
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
         late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
-        summed = []
-        for s in sorted(self._roots(), key=lambda s: id(s) in late):    # what changes weights comes last
-            placed = self._root(s)
-            if s.update and not placed.updates:
-                summed.append((s, placed))
+        summed = self._made([s for s in self._roots() if id(s) not in late])
         sums = [t for t in self.work.results if t in self.work.sums]
         self._sums(sums, ())
-        for tensor in sums:
-            if (first := self.work.sums[tensor][0]).update:
-                summed.append((first, self.sums[tensor].writes[-1][0]))
+        summed += [(first, self.sums[t].writes[-1][0]) for t in sums if (first := self.work.sums[t][0]).update]
+        summed += self._made([s for s in self._roots() if id(s) in late])       # what changes weights comes last
         for s, placed in summed:
             self._update(s, placed)
         return self
+
+    def _made(self, roots: Iterable[Statement]) -> list[tuple[Statement, Placed]]:
+        """Place them; returns the gradients that are in a buffer and have to be applied."""
+        placed = [(s, self._root(s)) for s in roots]
+        return [(s, p) for s, p in placed if s.update and not p.updates]
 
     def _roots(self) -> list[Statement]:
         """The statements that make a result; those that add to a sum are placed with it."""
@@ -493,6 +493,8 @@ class Builder:
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
                 self._place(term, self._open(self.root, self.loops_of(term), term, child))
         for tensor, ts in terms.items():
+            if _begins(ts[0], tensor):
+                continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
@@ -517,6 +519,11 @@ class Builder:
             placed.reads[slot] = self.slot(update.reads[slot], update.along(slot))
         block.items.append(placed)
         instance.reads.append((placed, read))
+
+
+def _begins(term: Statement, tensor: str) -> bool:
+    """Whether a term writes the sum instead of adding to it."""
+    return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
 
 
 def _placed(item: Block | Placed) -> Iterator[Placed]:

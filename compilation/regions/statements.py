@@ -321,14 +321,24 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
             if made[t].op == ADD:
                 mark(made[t], root)
 
+    def begins(tensor: str) -> bool:
+        """Whether what makes a tensor may write it into the sum, for the other term to be added."""
+        return tensor in made and uses[tensor] == 1 and tensor not in results and made[tensor].op != ADD
+
     merged: set[int] = set()
     for call in reversed(calls):
-        if call.op == ADD and id(call) not in merged and len(set(call.inputs.values())) == 2 \
-                and all(map(summable, call.inputs.values())):
-            root = call.outputs["y"]
+        terms = list(call.inputs.values())
+        if call.op != ADD or id(call) in merged or len(set(terms)) != 2:
+            continue
+        root = call.outputs["y"]
+        if all(map(summable, terms)):
             mark(call, root)
             merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
+        elif any(summable(b) and made[b].op != ADD and begins(a) for a, b in (terms, terms[::-1])):
+            roots |= dict.fromkeys(terms, root)
+            merged.add(id(call))
     shared = {root for root in set(roots.values()) if root not in results
+              and all(map(summable, (t for t, r in roots.items() if r == root)))
               and all(takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == root)}
     roots = {t: root for t, root in roots.items() if root not in shared or made[t].op != ADD}
     out, sums = [], {}
@@ -349,6 +359,8 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
         for root in parts:
             sums.setdefault(root, []).append(c)
         out.append(c)
+    for terms in sums.values():         # what cannot add comes first
+        terms.sort(key=lambda c: all(s in REGISTRY[c.op].adds for s in c.outputs))
     return sums, out
 
 
