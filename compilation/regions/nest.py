@@ -1,7 +1,7 @@
 """From statements and a schedule to a tree of loops with the statements in it.
 
-Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a tree that
-it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's compute_at, Ragan-
+Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a tree
+that it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's compute_at, Ragan-
 Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its own below that; what is
 there already is read again, or made again, as the schedule has it.
 """
@@ -18,7 +18,6 @@ from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
-
 
 USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
 
@@ -51,8 +50,8 @@ Path = tuple[Block, ...]
 class Instance:
     """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
 
-    along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a sum
-    over of which each share is read by itself.
+    along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a
+    sum over of which each share is read by itself.
     """
 
     tensor: str
@@ -132,7 +131,8 @@ class Builder:
             labels = own + self._shares(s) if "each" in self.schedule.choices else own
             self._loops_of[s] = [
                 (label, step, tile) for label, step, tile in self.loops if label in labels and self._may_loop(s, label)
-                and ((label in own and self._tiled(s, label)) or not (tile or (label.carried and label not in self.blocked)))]
+                and ((label in own and self._tiled(s, label))
+                     or not (tile or (label.carried and label not in self.blocked)))]
         return self._loops_of[s]
 
     def _tiled(self, s: Statement, label: Label) -> bool:
@@ -407,8 +407,8 @@ class Builder:
         return all(item in block.items[:end] for item in made)
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
-        """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be in, in
-        loops of its own below."""
+        """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be
+        in, in loops of its own below."""
         wanted = self.loops_of(source)
         matched, depth = 0, 0
         for i, block in enumerate(path):
@@ -424,7 +424,8 @@ class Builder:
         return block, open_ if block is at else block.path
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
-        """As many of these loops as the tensor may be made in so that it is complete, where it is read: none it is summed over."""
+        """As many of these loops as the tensor may be made in so that it is complete where it is read: none that it is
+        summed over."""
         axes = {a.label for a in source.along(out)}
         for n, block in enumerate(path):
             if block.label not in axes and self.sums_over(source, block):
@@ -479,7 +480,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that several statements add to, filled with zeros and complete; the first terms of all, then the second."""
+        """Tensors that several statements add to, filled with zeros and complete: the first terms of all, then the
+        second."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -548,7 +550,7 @@ def _plain(op: str, slot_axes: dict[str, tuple[Along, ...]], where: Statement, r
     axes = next(iter(slot_axes.values()))
     axes = (Along(None, 1, 1),) * (2 - len(axes)) + axes        # a vector is one row
     shape = tuple(a.size for a in axes)
-    site = Site({s: shape for s in (*reads, *makes)}, operation.defaults(), frozenset(makes))
+    site = Site(dict.fromkeys((*reads, *makes), shape), operation.defaults(), frozenset(makes))
     s = Statement(operation, Call(op, reads, makes, operation.defaults(), where=where.call.where), reads, makes, site)
     for axis, along in zip(operation.axes(next(iter(makes or reads))), axes, strict=True):
         if along.label is not None:
