@@ -1,9 +1,10 @@
 """Where the tensors of a nest are: how much of each exists at once, when it lives, what may share storage, and offsets.
 
-A tensor that is made and read within one iteration of a loop exists tile by tile along that loop; what is made in one loop
-and read after it exists whole. It lives from the loop that first touches it to the end of the one that last does. A tensor
-takes the place of another where each element of that is read for the last time before the element in its place is written; so one that
-is as large as a result and is read tile by tile before the result is written stands in the result and costs nothing.
+A tensor that is made and read within one iteration of a loop exists tile by tile along that loop; what is made in one
+loop and read after it exists whole. It lives from the loop that first touches it to the end of the one that last does. A
+tensor takes the place of another where each element of that is read for the last time before the element in its place is
+written; so one that is as large as a result and is read tile by tile before the result is written stands in the result
+and costs nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From statements and a schedule to a tree of loops with the statements in it.
 
-Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a tree
-that it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's compute_at, Ragan-
-Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its own below that; what is
-there already is read again, or made again, as the schedule has it.
+Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a
+tree that it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's
+compute_at, Ragan-Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its
+own below that; what is there already is read again, or made again, as the schedule has it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The schedules of a region that are worth having: fastest first, least scratch last.
 
-What the loops look like depends on little: which features are outside of the tokens, whether keys come in blocks, whether
-one token comes at a time, and the schedule's choices. For each of these structures the nest is built once; its bytes and its work at
-every combination of steps are then arithmetic on the sizes of its loops.
+What the loops look like depends on little: which features are outside of the tokens, whether keys come in blocks,
+whether one token comes at a time, and the schedule's choices. For each of these structures the nest is built once; its
+bytes and its work at every combination of steps are then arithmetic on the sizes of its loops.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What a region has to compute, as statements: single calls of leaves whose indices are known to each other.
 
-The definition of a region is a list of calls on whole tensors. Here it is cut to what is wanted and brought into the form
-that loops are made of: one call for each gradient, sums of several contributions as one tensor that all of them add to, cheap
-calls on the region's inputs (a LayerNorm, an elementwise function: no sums of products) once for each reader, so that each
-reader may walk the tokens in a loop of its own, and one label for indices that run along the same axis of the same tensor.
+The definition of a region is a list of calls on whole tensors. Here it is cut to what is wanted and brought into the
+form that loops are made of: one call for each gradient, sums of several contributions as one tensor that all of them add
+to, cheap calls on the region's inputs (a LayerNorm, an elementwise function: no sums of products) once for each reader,
+so that each reader may walk the tokens in a loop of its own, and one label for indices that run along the same axis of
+the same tensor.
 """
 
 from __future__ import annotations
