@@ -106,13 +106,18 @@ class Builder:
     def build(self) -> Builder:
         late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
         summed = self._made([s for s in self._roots() if id(s) not in late])
-        sums = [t for t in self.work.results if t in self.work.sums]
+        sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place
         self._sums(sums, ())
         summed += [(first, self.sums[t].writes[-1][0]) for t in sums if (first := self.work.sums[t][0]).update]
         summed += self._made([s for s in self._roots() if id(s) in late])       # what changes weights comes last
         for s, placed in summed:
             self._update(s, placed)
         return self
+
+    def _a_tile(self, tensor: str) -> bool:
+        """Whether a sum is a token matrix, and no parameter's gradient."""
+        first = self.work.sums[tensor][0]
+        return not any(t == tensor and first.op.slots[o].sink for o, t in first.makes.items())
 
     def _made(self, roots: Iterable[Statement]) -> list[tuple[Statement, Placed]]:
         """Place them; returns the gradients that are in a buffer and have to be applied."""
