@@ -70,9 +70,9 @@ def small_model(**changes: Any) -> torch.nn.Module:
     return model
 
 
-def small_compiler(model: torch.nn.Module) -> Compiler:
+def small_compiler(model: torch.nn.Module, regions: bool = False) -> Compiler:
     scale, shift = input_scale_shift(model)
-    return Compiler(model, InputSpec((3, 32, 32), scale, shift), "small")
+    return Compiler(model, InputSpec((3, 32, 32), scale, shift), "small", regions=regions)
 
 
 def selections_of(plan: UpdatePlan) -> dict[str, Any]:
@@ -80,8 +80,9 @@ def selections_of(plan: UpdatePlan) -> dict[str, Any]:
 
 
 def compile_small(model: torch.nn.Module, plan: UpdatePlan, budget: int | str | None, momentum: float = 0.0,
-                  compiler: Compiler | None = None) -> Compiled:
-    compiler, selections = compiler or small_compiler(model), selections_of(plan)
+                  compiler: Compiler | None = None,
+                  regions: bool = False) -> Compiled:
+    compiler, selections = compiler or small_compiler(model, regions), selections_of(plan)
     if budget == "smallest":
         budget = compiler.smallest_ram(selections, momentum)
     return compiler.compile(selections, budget, momentum)  # type: ignore[arg-type]
@@ -173,6 +174,22 @@ def test_every_golden_plan_is_still_run(figures: Figures) -> None:
     entries = figures.read("integration.json")
     assert set(entries) == {f"{name}, {memory}" for name in PLANS for memory in BUDGETS}
     assert {type(e["order_of_sums_kept"]) for e in entries.values()} == {bool}
+
+
+@pytest.mark.parametrize("budget", [None, "smallest"], ids=["kept", "smallest"])
+@pytest.mark.parametrize("name", ["full update", "bias and LayerNorm", "attention, 25 % of columns", "MLP, 25 % of rows"])
+def test_regions_made_by_the_compiler_compute_the_same(name: str, budget: str | None, tmp_path: Path) -> None:
+    """Chains of leaves as loops over tiles, in the place of the operations that are streamed by hand."""
+    model = small_model(gram={"enabled": False})
+    plan = resolve_plan(PlanConfig(**PLANS[name]), model)
+    compiled = compile_small(model, plan, budget, regions=True)
+    assert not any(c.op.startswith(("mlp_block", "attn_block")) for c in compiled.program.calls)
+    trace = trace_of(model, plan, steps=5)
+    generate(compiled.program, compiled.values, tmp_path / "c")
+    with Simulator(tmp_path / "c", compiled.program) as simulator:
+        measured = simulator.measure(trace.images[0], int(trace.labels[0]), LR)
+        replay(simulator, trace).require()
+    assert measured.ram_bytes == compiled.memory.total and measured.macs == compiled.macs
 
 
 def test_momentum_and_average_pooling(tmp_path: Path) -> None:

@@ -19,5 +19,6 @@ from compilation.ops import (
 )
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise", "embed",
-           "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention", "rows"]
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise",
+           "embed", "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention",
+           "rows"]

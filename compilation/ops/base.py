@@ -126,6 +126,7 @@ class Op:
     joint: ClassVar[bool] = False               # its outputs are made together, not each by a call of its own
     before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
+    inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
 
     @cached_property

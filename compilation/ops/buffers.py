@@ -18,7 +18,7 @@ class Fill(Op):
 
     name, symbol, source = "fill", "vt_fill_zero", "vt_buffers.c"
     inputs, outputs = (), (tile("y"),)
-    indices = "-> y: n c"
+    indices, inner = "-> y: n c", True
 
     def bind(self, site: Site) -> dict[str, int]:
         return dict(zip("nc", site.shapes.get("y", (1, 1)), strict=True))
@@ -39,7 +39,7 @@ class Apply(Op):
 
     name, symbol, source = "apply", "vt_apply_weight", "vt_buffers.c"
     inputs, outputs = (matrix("w"), tile("d_w")), ()
-    indices, own_update = "w: o c, d_w: o c", "w"
+    indices, own_update, inner = "w: o c, d_w: o c", "w", True
 
     def bind(self, site: Site) -> dict[str, int]:
         return super().bind(Site({"w": site.shapes["w"]}, site.attrs))

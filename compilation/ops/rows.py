@@ -44,11 +44,11 @@ class TakeRow(Rows):
 
 @register
 class TakeRowGrad(Rows):
-    """d_x (n, D) = 0 but for d_x[row] = dy."""
+    """d_x (n, D) = 0 but for d_x[row] = dy. Where it adds, it touches that row alone."""
 
     name, symbol = "take_row_grad", "vt_take_row_grad"
     inputs, outputs, indices = (tile("dy"),), (tile("d_x"),), "dy: 1 c -> d_x: [n] c"
-    sized, linear = {"n": "n"}, {"dy": ("d_x",)}
+    sized, linear, adds = {"n": "n"}, {"dy": ("d_x",)}, ("d_x",)
     attrs = {"row": (int, 0), "n": (int, 1)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:

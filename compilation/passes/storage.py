@@ -43,7 +43,8 @@ def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object
     """
     op, where = program.op(call), site(program, call)
     fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
-    key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.parts.items()))))
+    key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.updates),
+                               sorted(where.parts.items()))))
     if key not in _SETTINGS:
         _SETTINGS[key] = [(o, padded(size), macs) for o, size, macs in op.settings(where)]
     return _SETTINGS[key]

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compilation.memory.liveness import padded
-from compilation.ops import REGISTRY
 from compilation.passes.checkpoints import Part
 from compilation.passes.rewrite import site
 from compilation.passes.storage import kernel_settings
@@ -61,8 +60,8 @@ class Scales:
         makes = [(s, t) for s, t in call.outputs.items() if self._in_arena(t)]
         read, made = [s for s, _ in reads], [s for s, _ in makes]
         alias = {"y": "x"} if call.op == VIEW else {}
-        if call.op in REGISTRY:
-            alias = dict(REGISTRY[call.op].may_alias(site(self.program, call)))
+        if self.program.has_op(call):
+            alias = dict(self.program.op(call).may_alias(site(self.program, call)))
         pairs = []
         for out, into in alias.items():
             if out not in made or into not in read:
@@ -72,7 +71,7 @@ class Scales:
             if call.op == VIEW or (fits and self._movable(self.root.get(source.name, source.name))
                                    and self._movable(result.name)):
                 pairs.append((made.index(out), read.index(into), call.op == VIEW))
-        if call.op in REGISTRY:
+        if self.program.has_op(call):
             settings = [(size, macs) for _, size, macs in kernel_settings(self.program, call)]
         else:
             settings = [(padded(int(call.attrs.get("work_bytes", 0))), int(call.attrs.get("macs", 0)))]

@@ -1,9 +1,10 @@
 """Where the tensors of a nest are: how much of each exists at once, when it lives, what may share storage, and offsets.
 
-A tensor that is made and read within one iteration of a loop exists tile by tile along that loop; what is made in one loop and
-read after it exists whole. It lives from the loop that first touches it to the end of the one that last does. A tensor takes the
-place of another where each element of that is read for the last time before the element in its place is written; so one that
-is as large as a result and is read tile by tile before the result is written stands in the result and costs nothing.
+A tensor that is made and read within one iteration of a loop exists tile by tile along that loop; what is made in one
+loop and read after it exists whole. It lives from the loop that first touches it to the end of the one that last does. A
+tensor takes the place of another where each element of that is read for the last time before the element in its place is
+written; so one that is as large as a result and is read tile by tile before the result is written stands in the result
+and costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from compilation.ops.base import Site
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
 from compilation.regions.statements import Along
-from compilation.types import BYTES, Type
+from compilation.types import BYTES, SUM, Type
 
 
 @dataclass(eq=False)
@@ -134,13 +135,13 @@ class Layout:
                 if block.label not in axes and block not in instance.shares and self.builder.sums_over(p.statement, block):
                     home = home[:n]
                     break
-        shape, origins = [], []
+        sizes: list[int] = []
+        origins: list[Block | None] = []
         for a in instance.along:
             inside = [b for b in home if a.label is not None and b.label is a.label]
             origins.append(inside[-1] if inside else None)
-            shape.append(min(a.size, inside[-1].step * a.factor) if inside else a.size)
-        size = padded(4 * prod(shape)) if not instance.slot else 0
-        storage = Storage(instance, home, tuple(shape), tuple(origins), size)
+            sizes.append(min(a.size, inside[-1].step * a.factor) if inside else a.size)
+        storage = Storage(instance, home, tuple(sizes), tuple(origins), padded(SUM.of(prod(sizes))))
         spans = [self._span(t.placed, home) for t in touches]
         storage.first, storage.last = min(s[0] for s in spans), max(s[1] for s in spans)
         return storage
@@ -162,8 +163,7 @@ class Layout:
                         and not self._clash(s, result):
                     s.over = result
         for p in self.order:
-            s = p.statement
-            for out, into in s.op.may_alias(s.site).items():
+            for out, into in p.statement.op.may_alias(p.statement.site).items():
                 if out not in p.writes or into not in p.reads:
                     continue
                 made, source = self.storages[id(p.writes[out])], self.storages[id(p.reads[into])]
@@ -193,7 +193,8 @@ class Layout:
     def _earlier(self, a: Touch, b: Touch, depth: int) -> bool:
         if a.placed is b.placed:
             s = a.placed.statement
-            if not (b.write and not a.write and (s.op.may_alias(s.site).get(b.slot) == a.slot or s.op.pointwise(a.slot, b.slot))):
+            over = s.op.may_alias(s.site).get(b.slot) == a.slot or s.op.pointwise(a.slot, b.slot)
+            if not over or a.write or not b.write:
                 return False
         elif self.at[id(a.placed)] >= self.at[id(b.placed)]:
             return False
@@ -239,7 +240,8 @@ class Layout:
         """What has to be placed in the region's scratch."""
         found = [Item(str(n), s.first, s.last + 1, s.size) for n, s in enumerate(self.storages.values())
                  if s.over is None and not s.instance.slot]
-        return found + [Item(f"work {n}", n, n + 1, size) for n, p in enumerate(self.order) if (size := self.kernel_scratch(p))]
+        return found + [Item(f"work {n}", n, n + 1, size) for n, p in enumerate(self.order)
+                        if (size := self.kernel_scratch(p))]
 
     @property
     def bound(self) -> int:
@@ -262,7 +264,7 @@ class Layout:
         offsets = {n: at * ALIGNMENT for n, at in placement.offsets.items()}
         names = _names(self.storages.values())
         stored = {}
-        for n, s in enumerate(self.storages.values()):
+        for s in self.storages.values():
             if s.instance.slot:
                 continue
             root = s.root
@@ -312,7 +314,7 @@ class Layout:
         return tuple(axes)
 
     def _adds(self, p: Placed) -> dict[str, tuple[str, ...]]:
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for slot, instance in p.writes.items():
             if slot not in p.statement.op.adds:
                 continue

@@ -1,9 +1,9 @@
 """From statements and a schedule to a tree of loops with the statements in it.
 
-Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a tree that
-it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's compute_at, Ragan-
-Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its own below that; what is
-there already is read again, or made again, as the schedule has it.
+Each statement that makes a result is a root: it stands in the loops of the schedule that run along its indices, in a
+tree that it shares with the roots before it where that is right. What it reads is made where it is needed (Halide's
+compute_at, Ragan-Kelley et al. 2013): in the innermost of the reader's loops that it has an index of, in loops of its
+own below that; what is there already is read again, or made again, as the schedule has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
-
 
 USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
 
@@ -51,8 +50,8 @@ Path = tuple[Block, ...]
 class Instance:
     """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
 
-    along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a sum
-    over of which each share is read by itself.
+    along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a
+    sum over of which each share is read by itself.
     """
 
     tensor: str
@@ -106,19 +105,24 @@ class Builder:
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
         late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
-        summed = []
-        for s in sorted(self._roots(), key=lambda s: id(s) in late):    # what changes weights comes last
-            placed = self._root(s)
-            if s.update and not placed.updates:
-                summed.append((s, placed))
-        sums = [t for t in self.work.results if t in self.work.sums]
+        summed = self._made([s for s in self._roots() if id(s) not in late])
+        sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place
         self._sums(sums, ())
-        for tensor in sums:
-            if (first := self.work.sums[tensor][0]).update:
-                summed.append((first, self.sums[tensor].writes[-1][0]))
+        summed += [(first, self.sums[t].writes[-1][0]) for t in sums if (first := self.work.sums[t][0]).update]
+        summed += self._made([s for s in self._roots() if id(s) in late])       # what changes weights comes last
         for s, placed in summed:
             self._update(s, placed)
         return self
+
+    def _a_tile(self, tensor: str) -> bool:
+        """Whether a sum is a token matrix, and no parameter's gradient."""
+        first = self.work.sums[tensor][0]
+        return not any(t == tensor and first.op.slots[o].sink for o, t in first.makes.items())
+
+    def _made(self, roots: Iterable[Statement]) -> list[tuple[Statement, Placed]]:
+        """Place them; returns the gradients that are in a buffer and have to be applied."""
+        placed = [(s, self._root(s)) for s in roots]
+        return [(s, p) for s, p in placed if s.update and not p.updates]
 
     def _roots(self) -> list[Statement]:
         """The statements that make a result; those that add to a sum are placed with it."""
@@ -132,7 +136,8 @@ class Builder:
             labels = own + self._shares(s) if "each" in self.schedule.choices else own
             self._loops_of[s] = [
                 (label, step, tile) for label, step, tile in self.loops if label in labels and self._may_loop(s, label)
-                and ((label in own and self._tiled(s, label)) or not (tile or (label.carried and label not in self.blocked)))]
+                and ((label in own and self._tiled(s, label))
+                     or not (tile or (label.carried and label not in self.blocked)))]
         return self._loops_of[s]
 
     def _tiled(self, s: Statement, label: Label) -> bool:
@@ -407,8 +412,8 @@ class Builder:
         return all(item in block.items[:end] for item in made)
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
-        """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be in, in
-        loops of its own below."""
+        """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be
+        in, in loops of its own below."""
         wanted = self.loops_of(source)
         matched, depth = 0, 0
         for i, block in enumerate(path):
@@ -424,7 +429,8 @@ class Builder:
         return block, open_ if block is at else block.path
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
-        """As many of these loops as the tensor may be made in so that it is complete, where it is read: none it is summed over."""
+        """As many of these loops as the tensor may be made in so that it is complete where it is read: none that it is
+        summed over."""
         axes = {a.label for a in source.along(out)}
         for n, block in enumerate(path):
             if block.label not in axes and self.sums_over(source, block):
@@ -479,7 +485,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that several statements add to, filled with zeros and complete; the first terms of all, then the second."""
+        """Tensors that several statements add to, filled with zeros and complete: the first terms of all, then the
+        second."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -493,6 +500,8 @@ class Builder:
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
                 self._place(term, self._open(self.root, self.loops_of(term), term, child))
         for tensor, ts in terms.items():
+            if _begins(ts[0], tensor):
+                continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
@@ -519,6 +528,11 @@ class Builder:
         instance.reads.append((placed, read))
 
 
+def _begins(term: Statement, tensor: str) -> bool:
+    """Whether a term writes the sum instead of adding to it."""
+    return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
+
+
 def _placed(item: Block | Placed) -> Iterator[Placed]:
     if isinstance(item, Placed):
         yield item
@@ -541,7 +555,7 @@ def _plain(op: str, slot_axes: dict[str, tuple[Along, ...]], where: Statement, r
     axes = next(iter(slot_axes.values()))
     axes = (Along(None, 1, 1),) * (2 - len(axes)) + axes        # a vector is one row
     shape = tuple(a.size for a in axes)
-    site = Site({s: shape for s in (*reads, *makes)}, operation.defaults(), frozenset(makes))
+    site = Site(dict.fromkeys((*reads, *makes), shape), operation.defaults(), frozenset(makes))
     s = Statement(operation, Call(op, reads, makes, operation.defaults(), where=where.call.where), reads, makes, site)
     for axis, along in zip(operation.axes(next(iter(makes or reads))), axes, strict=True):
         if along.label is not None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Space:
-    """The schedules of a region at one kind of site, fastest first, and the results that may take an input's place in all."""
+    """The schedules of a region at one kind of site, fastest first, and the results that may take an input's place in all
+    of them."""
 
     options: tuple[Option, ...]
     over: tuple[tuple[str, str], ...]

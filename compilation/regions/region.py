@@ -22,8 +22,8 @@ class Region(Op):
     """An operation whose definition is a small Program of leaves on whole tensors.
 
     definition: tensors of role INPUT (token matrices) and CONSTANT (parameters) are the input slots, by their names; calls
-    in order; `results` names the tensors that are the output slots. A gradient region has the forward one's input slots, `dy`,
-    and results `d_<slot>`; a call asks for some of them.
+    in order; `results` names the tensors that are the output slots. A gradient region has the forward one's input slots,
+    `dy`, and results `d_<slot>`; a call asks for some of them.
     """
 
     attrs = {"schedule": (str, "")}

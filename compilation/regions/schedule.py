@@ -32,7 +32,8 @@ class Schedule:
 @cache
 def read(text: str) -> Schedule:
     """Raises ValueError for text that is no schedule."""
-    loops, choices = [], set()
+    loops: list[tuple[str, int]] = []
+    choices: set[str] = set()
     for word in text.split():
         name, slash, step = word.partition("/")
         if slash and name and step.isdigit() and int(step) > 0 and not choices:

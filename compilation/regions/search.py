@@ -1,8 +1,8 @@
 """The schedules of a region that are worth having: fastest first, least scratch last.
 
-What the loops look like depends on little: which features are outside of the tokens, whether keys come in blocks, whether one token
-comes at a time, and the schedule's choices. For each of these structures the nest is built once; its bytes and its work at
-every combination of steps are then arithmetic on the sizes of its loops.
+What the loops look like depends on little: which features are outside of the tokens, whether keys come in blocks,
+whether one token comes at a time, and the schedule's choices. For each of these structures the nest is built once; its
+bytes and its work at every combination of steps are then arithmetic on the sizes of its loops.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FEW = 16                            # what has no more elements is not tiled
 
 @dataclass(frozen=True)
 class Option:
-    """One schedule. scratch: bytes that live at once (a placement may need a few more); macs: multiply-accumulates; time: the
-    same, weighted by what narrow tiles cost. over: results that may take the place of an input: result -> slot."""
+    """One schedule. scratch: bytes that live at once (a placement may need a few more); macs: multiply-accumulates; time:
+    the same, weighted by what narrow tiles cost. over: results that may take the place of an input: result -> slot."""
 
     schedule: str
     scratch: int

@@ -1,9 +1,10 @@
 """What a region has to compute, as statements: single calls of leaves whose indices are known to each other.
 
-The definition of a region is a list of calls on whole tensors. Here it is cut to what is wanted and brought into the form that
-loops are made of: one call for each gradient, sums of several contributions as one tensor that all of them add to, cheap
-calls on the region's inputs (a LayerNorm, an elementwise function: no sums of products) once for each reader, so that each
-reader may walk the tokens in a loop of its own, and one label for indices that run along the same axis of the same tensor.
+The definition of a region is a list of calls on whole tensors. Here it is cut to what is wanted and brought into the
+form that loops are made of: one call for each gradient, sums of several contributions as one tensor that all of them add
+to, cheap calls on the region's inputs (a LayerNorm, an elementwise function: no sums of products) once for each reader,
+so that each reader may walk the tokens in a loop of its own, and one label for indices that run along the same axis of
+the same tensor.
 """
 
 from __future__ import annotations
@@ -232,7 +233,8 @@ def ancestors(calls: list[Call], call: Call) -> set[str]:
 
 
 def apart(call: Call, split: bool) -> list[Call]:
-    """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same axes."""
+    """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same
+    axes."""
     op = REGISTRY[call.op]
     groups: dict[object, dict[str, str]] = {}
     sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
@@ -321,17 +323,28 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
             if made[t].op == ADD:
                 mark(made[t], root)
 
+    def begins(tensor: str) -> bool:
+        """Whether what makes a tensor may write it into the sum, for the other term to be added."""
+        return tensor in made and uses[tensor] == 1 and tensor not in results and made[tensor].op != ADD
+
     merged: set[int] = set()
     for call in reversed(calls):
-        if call.op == ADD and id(call) not in merged and len(set(call.inputs.values())) == 2 \
-                and all(map(summable, call.inputs.values())):
-            root = call.outputs["y"]
+        terms = list(call.inputs.values())
+        if call.op != ADD or id(call) in merged or len(set(terms)) != 2:
+            continue
+        root = call.outputs["y"]
+        if all(map(summable, terms)):
             mark(call, root)
             merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
+        elif any(summable(b) and made[b].op != ADD and begins(a) for a, b in (terms, terms[::-1])):
+            roots |= dict.fromkeys(terms, root)
+            merged.add(id(call))
     shared = {root for root in set(roots.values()) if root not in results
+              and all(map(summable, (t for t, r in roots.items() if r == root)))
               and all(takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == root)}
     roots = {t: root for t, root in roots.items() if root not in shared or made[t].op != ADD}
-    out, sums = [], {}
+    out: list[Call] = []
+    sums: dict[str, list[Call]] = {}
     for c in calls:
         if id(c) in merged:
             continue
@@ -349,6 +362,8 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
         for root in parts:
             sums.setdefault(root, []).append(c)
         out.append(c)
+    for added in sums.values():         # what cannot add comes first
+        added.sort(key=lambda c: all(s in REGISTRY[c.op].adds for s in c.outputs))
     return sums, out
 
 

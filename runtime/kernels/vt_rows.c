@@ -10,10 +10,14 @@ void vt_take_row(const vt_take_row_args *a, const vt_step *s) {
     for (c = 0; c < a->c; c++) *AT(a->y, 0, c) = *AT(a->x, a->row, c);
 }
 
-/* d_x = 0 but for d_x[row] = dy. */
+/* d_x = 0 but for d_x[row] = dy; or d_x[row] += dy. */
 void vt_take_row_grad(const vt_take_row_grad_args *a, const vt_step *s) {
     int32_t i, c;
     (void)s;
+    if (a->d_x.add) {
+        for (c = 0; c < a->c; c++) *AT(a->d_x, a->row, c) += *AT(a->dy, 0, c);
+        return;
+    }
     for (i = 0; i < a->n; i++)
         for (c = 0; c < a->c; c++) *AT(a->d_x, i, c) = i == a->row ? *AT(a->dy, 0, c) : 0.0f;
 }

@@ -65,13 +65,12 @@ def forward(library: ct.CDLL, given: Arrays, n: int, m: int, h: int) -> np.ndarr
     y = np.full((N, HEADS * E), np.nan, np.float32)
     for rows in cut(N, n):
         for heads in cut(HEADS, h):
-            q, out = given["q"][rows], panel(heads_of(y[rows], heads))
+            q, out = given["q"][rows], heads_of(y[rows], heads)
             state = {s: np.full((rows.stop - rows.start, HEADS), np.nan, np.float32)[:, heads] for s in STATE[:2]}
             for keys in cut(M, m):
                 windows = {"q": heads_of(q, heads), "k": heads_of(given["k"][keys], heads),
                            "v": heads_of(given["v"][keys], heads), "y": out, **(state if m < M else {})}
                 call(library, "attention", windows, first=int(keys.start == 0), last=int(keys.stop == M))
-            heads_of(y[rows], heads)[...] = out
     return y
 
 

@@ -177,7 +177,8 @@ EDITS: dict[str, Edit] = {
     "a call is missing": ("tight", lambda r: r["calls"].pop(1), "before any call makes it"),
     "a call stands there twice": ("tight", lambda r: r["calls"].insert(2, copy.deepcopy(r["calls"][1])),
                                   "a second time|scratch"),
-    "a layer is read after its update": ("tight", late_reader, "updated it|no gradient|which calls itself"),
+    "a layer is read after its update": ("tight", late_reader,
+                                         "updated it|no gradient|which calls itself|by the operation's rule"),
     # attributes
     "no rows at a time": ("tight", lambda r: call(r, "mlp_block")["attrs"].update(rows=0), "rows is 0"),
     "three rows at a time": ("tight", lambda r: call(r, "mlp_block")["attrs"].update(rows=3), "rows is 3"),

@@ -202,7 +202,7 @@ def test_what_cannot_be_trained_through_is_named_with_its_layer(body: Body, kind
 
 def test_what_tvm_raises_leaves_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails in TVM, in import, differentiation or lowering, names the operation and its layer."""
-    from compilation.tvm_adapter import gradient, recognise, tail
+    from compilation.tvm_adapter import adjoint, recognise, tail
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("Check failed: (n > 0) is false")
@@ -211,7 +211,7 @@ def test_what_tvm_raises_leaves_as_ours(monkeypatch: pytest.MonkeyPatch) -> None
     for owner, name, kind, text in [
             (recognise.Recogniser, "matmul", UnsupportedOperationError,
              r"an operation in mid\.block\.lin cannot be compiled"),
-            (gradient.relax.transform, "Gradient", GradientError,
+            (adjoint.relax.transform, "Gradient", GradientError,
              r"cannot be compiled \(Check failed: \(n > 0\) is false\)"),
             (tail._Writer, "_statement", UnsupportedOperationError, r"operation tanh in mid\.block has no kernel")]:
         with monkeypatch.context() as patch:
