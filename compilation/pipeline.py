@@ -41,6 +41,11 @@ class Compiled:
     schedule: str
     trained_parameters: int
 
+    @property
+    def slower(self) -> float:
+        """Estimated time of a step, times that without recomputation."""
+        return self.time / max(self.time_without_recompute, 1)
+
 
 class Compiler:
     """Compiles one model; captured once, then planned for any number of update plans and budgets.
