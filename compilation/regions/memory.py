@@ -17,6 +17,7 @@ from math import prod
 from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
+from compilation.regions.estimate import own_steps, work
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
 from compilation.regions.statements import Along
@@ -249,13 +250,10 @@ class Layout:
         return bound_of(self.items)
 
     @cached_property
-    def trips(self) -> dict[int, int]:
-        """Statement -> how often each of its multiply-accumulates is made: the tiles of loops that it has no index of."""
-        return {id(p): prod(_tiles(b) for b in p.path if b.label not in p.statement.touches()) for p in self.order}
-
-    @property
-    def macs(self) -> int:
-        return sum(p.statement.macs * self.trips[id(p)] for p in self.order)
+    def work(self) -> tuple[int, int]:
+        """(multiply-accumulates, estimated time in those of full tiles)."""
+        macs, time = work(self.order, own_steps(self.builder.root), 1)
+        return int(macs[0]), int(time[0])
 
     # -- plain data ----------------------------------------------------------------------------------------
     def nest(self) -> Nest:
@@ -344,13 +342,6 @@ def _read(p: Placed, slot: str) -> bool:
     if op.slots[slot].kind == "matrix" and all(op.slots[o].sink for o in makes):
         return False
     return slot not in op.needed_for or bool(set(op.needed_for[slot]) & set(makes))
-
-
-def _tiles(block: Block) -> int:
-    assert block.label is not None
-    outer = [b for b in block.path[:-1] if b.label is block.label]
-    extent = min(block.label.size, outer[-1].step) if outer else block.label.size
-    return -(-extent // block.step)
 
 
 def _names(storages: Iterable[Storage]) -> dict[int, str]:
