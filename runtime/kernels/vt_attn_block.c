@@ -67,20 +67,20 @@ static void vt_keys_values(const vt_head_source *a, const vt_step *s, int32_t h,
 
 /* One panel of queries against nk keys. First and last say where the panel stands in its sequence of key blocks. */
 static void vt_panel_attend(const vt_step *s, const float *K, const float *V, ptrdiff_t ld, int32_t nk, const float *qt,
-                            int32_t T, int32_t d, float *m, float *l, float *ot, float *st, float *y, int32_t width,
+                            int32_t T, int32_t d, float *m, float *l, float *o, float *st, float *y, int32_t width,
                             int first, int last) {
     int32_t c, t;
     if (first) {
         vt_fill(m, T, vt_minus_infinity());
         vt_fill(l, T, 0.0f);
-        vt_fill(ot, d * T, 0.0f);
+        vt_fill(o, d * T, 0.0f);
     } else {
-        vt_rows_to_panel(ot, T, y, width, d);
+        for (t = 0; t < T; t++)
+            for (c = 0; c < d; c++) o[t * d + c] = y[(ptrdiff_t)t * width + c];
     }
-    vt_attend(s, K, ld, V, ld, nk, qt, T, d, d, m, l, ot, T, st);
-    for (c = 0; last && c < d; c++)
-        for (t = 0; t < T; t++) ot[c * T + t] = ot[c * T + t] / l[t];
-    vt_panel_to_rows(y, width, ot, T, d);
+    vt_attend(s, K, ld, V, ld, nk, qt, T, d, d, m, l, o, d, st);
+    for (t = 0; t < T; t++)
+        for (c = 0; c < d; c++) y[(ptrdiff_t)t * width + c] = last ? o[t * d + c] / l[t] : o[t * d + c];
 }
 
 /* o of all heads into y (n, width). With key_block < n, free columns of y serve as store: keys, values and queries of

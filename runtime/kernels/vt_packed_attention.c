@@ -13,7 +13,7 @@ static void vt_load_queries(float *qt, const float *qkv, int32_t width, int32_t 
 /* y = softmax(q k^T / sqrt(d)) v for each head, `rows` queries at a time. */
 void vt_packed_attention(const vt_packed_attention_args *a, const vt_step *s) {
     const int32_t width = a->width, d = width / a->heads, T0 = vt_width(a->n, a->rows);
-    float *qt = (float *)a->scratch, *ot = qt + d * T0, *st = ot + d * T0;
+    float *qt = (float *)a->scratch, *o = qt + d * T0, *st = o + d * T0;
     int32_t h, n0, T, t, c;
     for (h = 0; h < a->heads; h++)
         for (n0 = 0; n0 < a->n; n0 += T) {
@@ -22,11 +22,11 @@ void vt_packed_attention(const vt_packed_attention_args *a, const vt_step *s) {
             vt_load_queries(qt, a->qkv, width, h, d, n0, T);
             vt_fill(m, T, vt_minus_infinity());
             vt_fill(l, T, 0.0f);
-            vt_fill(ot, d * T, 0.0f);
+            vt_fill(o, d * T, 0.0f);
             vt_attend(s, a->qkv + width + h * d, 3 * width, a->qkv + 2 * width + h * d, 3 * width, a->n, qt, T, d, d,
-                      m, l, ot, T, st);
+                      m, l, o, d, st);
             for (t = 0; t < T; t++)
-                for (c = 0; c < d; c++) a->y[(ptrdiff_t)(n0 + t) * width + h * d + c] = ot[c * T + t] / l[t];
+                for (c = 0; c < d; c++) a->y[(ptrdiff_t)(n0 + t) * width + h * d + c] = o[t * d + c] / l[t];
         }
 }
 
