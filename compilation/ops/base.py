@@ -139,6 +139,7 @@ class Op:
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
+    shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 
     @cached_property
     def line(self) -> Line:
