@@ -18,7 +18,7 @@ from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
-from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
+from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
 from compilation.regions.statements import Along
 from compilation.types import BYTES, SUM, Type
 
@@ -35,6 +35,8 @@ class Storage:
     first: int = 0
     last: int = 0
     over: Storage | None = None         # whose place it takes
+    ahead: tuple[Storage, Block, int] | None = None     # the result in whose columns it stands, ahead of which loop, and how
+                                                        # many columns there are to an element of its label
 
     @property
     def root(self) -> Storage:
@@ -69,6 +71,10 @@ class Layout:
         for instance in self.instances:
             self.storages[id(instance)] = self._storage(instance)
         self._share()
+        self._take_places()
+        if any(b.part and not any(s.ahead and s.ahead[1] is b for s in self.storages.values()) for b in self.builder.root.items
+               if isinstance(b, Block) and b.part == EARLY):
+            raise NoNestError("nothing waits in a result")
 
     def _number(self, block: Block) -> None:
         first = len(self.order)
@@ -162,6 +168,49 @@ class Layout:
                 if self._precedes([s.instance, *self._in_place_of(result)], [result.instance], ()) \
                         and not self._clash(s, result):
                     s.over = result
+            self._wait(result)
+
+    def _wait(self, result: Storage) -> None:
+        """What stands in columns of a result that a loop's next tile writes first."""
+        group = [result.instance, *self._in_place_of(result)]
+        touches = [t for i in group for t in self.touches(i)]
+        for block in self.builder.root.items:
+            if not isinstance(block, Block) or block.part != EARLY or len(result.shape) != 2:
+                continue
+            first, last = self.spans[id(block)]
+            inside = [t for t in touches if first <= self.at[id(t.placed)] <= last]
+            columns = [t.placed.statement.along(t.slot)[-1] for t in inside]
+            if not inside or min(self.at[id(t.placed)] for t in touches) < first \
+                    or any(a.label is not block.label or a.factor != columns[0].factor for a in columns):
+                continue
+            width = columns[0].factor * block.step
+            taken: list[Storage] = []
+            for s in sorted(self.storages.values(), key=lambda s: -s.size):
+                if s.home[:1] == (block,) and s.over is None and s.ahead is None and self._is_strip(s, result.shape[0], block) \
+                        and s.shape[1] <= width and not any(self._meet(s, o) for o in taken):
+                    s.ahead = (result, block, columns[0].factor)
+                    taken.append(s)
+
+    def _is_strip(self, s: Storage, rows: int, block: Block) -> bool:
+        """Whether a tensor has all rows and a loop's present tile of columns, which each access has all of."""
+        touches = self.touches(s.instance)
+        if len(s.shape) != 2 or s.shape[0] != rows or s.origins != (None, block) or s.instance.layout != ROWS:
+            return False
+        for t in touches:
+            a = t.placed.statement.along(t.slot)[-1]
+            tiles = [b for b in t.placed.path if a.label is not None and b.label is a.label]
+            if t.placed.statement.op.slots[t.slot].kind != "tile" or (tiles[-1] if tiles else None) is not s.origins[-1]:
+                return False
+        return True
+
+    def _meet(self, s: Storage, o: Storage) -> bool:
+        """Whether they live at once, in one iteration of the outermost loop of both."""
+        (a, b), (c, d) = ([f(at) for f, at in zip((min, max), zip(*(self._span(t.placed, x.home[:1]) for t in self.touches(
+            x.instance)), strict=True), strict=True)] for x in (s, o))
+        return a <= d and c <= b
+
+    def _take_places(self) -> None:
+        """Results of calls that may stand where what they are made of stood."""
         for p in self.order:
             for out, into in p.statement.op.may_alias(p.statement.site).items():
                 if out not in p.writes or into not in p.reads:
@@ -171,7 +220,7 @@ class Layout:
                     continue
                 if (made.shape, made.instance.layout) != (source.shape, source.instance.layout):
                     continue
-                if source.root.instance.slot or any(x.over is made for x in self.storages.values()):
+                if source.root.instance.slot or source.root.ahead or made.ahead or any(x.over is made for x in self.storages.values()):
                     continue
                 group = [x.instance for x in self.storages.values() if x.root is source.root]
                 if self._precedes(group, [made.instance], made.home):
@@ -213,6 +262,8 @@ class Layout:
         results = [i for i in slots if i.tensor in self.builder.work.results and i.writes]
         found = set()
         for made in results:
+            if any(s.ahead and s.ahead[0] is self.storages[id(made)] for s in self.storages.values()):
+                continue
             inside = [s.instance for s in self.storages.values() if s.over is self.storages[id(made)]]
             for given in slots:
                 if given not in results and not given.writes and tuple(a.size for a in given.along) == tuple(
@@ -239,7 +290,7 @@ class Layout:
     def items(self) -> list[Item]:
         """What has to be placed in the region's scratch."""
         found = [Item(str(n), s.first, s.last + 1, s.size) for n, s in enumerate(self.storages.values())
-                 if s.over is None and not s.instance.slot]
+                 if s.over is None and s.ahead is None and not s.instance.slot]
         return found + [Item(f"work {n}", n, n + 1, size) for n, p in enumerate(self.order)
                         if (size := self.kernel_scratch(p))]
 
@@ -255,7 +306,7 @@ class Layout:
 
     @property
     def macs(self) -> int:
-        return sum(p.statement.macs * self.trips[id(p)] for p in self.order)
+        return sum(_share_of(p) * self.trips[id(p)] for p in self.order)
 
     # -- plain data ----------------------------------------------------------------------------------------
     def nest(self) -> Nest:
@@ -263,18 +314,21 @@ class Layout:
         placement = place([Item(i.id, i.lower, i.upper, i.size // ALIGNMENT) for i in self.items])
         offsets = {n: at * ALIGNMENT for n, at in placement.offsets.items()}
         names = _names(self.storages.values())
+        _name_loops(self.builder.root)
         stored = {}
         for s in self.storages.values():
             if s.instance.slot:
                 continue
-            root = s.root
+            name, root, strip = names[id(s.instance)], s.root, None
+            if s.ahead:
+                root, block, factor = s.ahead
+                strip = Axis(s.shape[-1], block.name, factor=factor, ahead=block.step)
             at = None if root.instance.slot else offsets[str(list(self.storages.values()).index(root))]
-            stored[names[id(s.instance)]] = Stored(names[id(s.instance)], Type(s.shape), s.instance.layout, at,
-                                                   root.instance.tensor if root.instance.slot else "")
+            stored[name] = Stored(name, Type(s.shape), s.instance.layout, at, root.instance.tensor if root.instance.slot else "",
+                                  strip)
         for n, p in enumerate(self.order):
             if size := self.kernel_scratch(p):
                 stored[f"work.{n}"] = Stored(f"work.{n}", Type((size,), BYTES), ROWS, offsets[f"work {n}"])
-        _name_loops(self.builder.root)
         body = tuple(self._lower(item, names) for item in self.builder.root.items)
         return Nest(stored, body, placement.height * ALIGNMENT)
 
@@ -283,8 +337,10 @@ class Layout:
             assert item.label is not None
             outer = [b for b in item.path[:-1] if b.label is item.label]
             extent = min(item.label.size, outer[-1].step) if outer else item.label.size
+            length = item.length(extent, item.step)
+            part = {"": None, EARLY: (0, length), LAST: (extent - length, extent)}[item.part]
             return Loop(item.name, extent, min(item.step, extent), tuple(self._lower(i, names) for i in item.items),
-                        outer[-1].name if outer else "")
+                        outer[-1].name if outer else "", part)
         s = item.statement
         inputs = {slot: self._window(item, slot, i, names) for slot, i in item.reads.items()}
         outputs = {slot: self._window(item, slot, i, names) for slot, i in item.writes.items()}
@@ -350,7 +406,16 @@ def _tiles(block: Block) -> int:
     assert block.label is not None
     outer = [b for b in block.path[:-1] if b.label is block.label]
     extent = min(block.label.size, outer[-1].step) if outer else block.label.size
-    return -(-extent // block.step)
+    return -(-block.length(extent, block.step) // block.step)
+
+
+def _share_of(p: Placed) -> int:
+    """Multiply-accumulates of a statement, of the part of an index that its loops walk."""
+    macs = p.statement.macs
+    for b in p.path:
+        if b.part and b.label is not None and b.label in p.statement.touches():
+            macs = macs * b.length(b.label.size, b.step) // b.label.size
+    return macs
 
 
 def _names(storages: Iterable[Storage]) -> dict[int, str]:

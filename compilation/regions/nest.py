@@ -19,6 +19,7 @@ from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 
+EARLY, LAST = "early", "last"
 USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
 
 
@@ -28,7 +29,10 @@ class NoNestError(ValueError):
 
 @dataclass(eq=False)
 class Block:
-    """A loop under construction; the root has no label. tile: the loop walks a block of the same label."""
+    """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
+
+    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    """
 
     label: Label | None
     step: int
@@ -36,6 +40,12 @@ class Block:
     parent: Block | None
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
+    part: str = ""
+
+    def length(self, extent: int, step: int) -> int:
+        """How much it walks of an index, in steps."""
+        last = (extent - 1) // step * step
+        return last if self.part == EARLY else extent - last if self.part == LAST else extent
 
     @property
     def path(self) -> tuple[Block, ...]:
@@ -51,7 +61,7 @@ class Instance:
     """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
 
     along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a
-    sum over of which each share is read by itself.
+    sum over of which each share is read by itself. kept: it was made before a loop to be read in it again and again.
     """
 
     tensor: str
@@ -62,6 +72,7 @@ class Instance:
     writes: list[tuple[Placed, str]] = field(default_factory=list)
     reads: list[tuple[Placed, str]] = field(default_factory=list)
     shares: set[Block] = field(default_factory=set)
+    kept: bool = False
 
 
 @dataclass(eq=False)
@@ -112,6 +123,8 @@ class Builder:
         summed += self._made([s for s in self._roots() if id(s) in late])       # what changes weights comes last
         for s, placed in summed:
             self._update(s, placed)
+        if "wait" in self.schedule.choices:
+            self._part()
         return self
 
     def _a_tile(self, tensor: str) -> bool:
@@ -354,6 +367,8 @@ class Builder:
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
+        if (outside := self._before(source, path)) != path:
+            return self._kept(s, slot, path, outside, open_, want, native)
         if native and want and native != want and not one:
             if want == PANEL:
                 rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
@@ -370,6 +385,27 @@ class Builder:
         block, inside = self._below(source, path, open_)
         self._place(source, block, inside, {out: want or ROWS})
         return self.instances[self._key(tensor, along)][-1]
+
+    def _kept(self, s: Statement, slot: str, path: Path, outside: Path, open_: Path, want: str, native: str) -> Instance:
+        """What is read in a slot in the loops `path`, made in `outside` alone, as rows."""
+        tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
+        one = self._one_token(along)
+        found = self._known(tensor, along, path, open_, "" if one else ROWS, source)
+        if found is None:
+            copied = native == PANEL and not one
+            found = self._copy(s, slot, tensor, outside, open_, ROWS, source) if copied else \
+                self._make(s, slot, outside, open_, ROWS)
+            found.kept = True
+        return found if one or want in ("", ROWS) else self._relaid(s, slot, found, path, open_, want)
+
+    def _before(self, source: Statement, path: Path) -> Path:
+        """As many of these loops as a statement stands in to be made once for those that it has no index of."""
+        own = {*source.touches(), *(x for x, _, _ in self.loops_of(source))}
+        if source.macs and self.schedule.choices & {"store", "wait"}:
+            for n, block in enumerate(path):
+                if block.label not in own and any(b.label in own for b in path[n:]):
+                    return path[:n]
+        return path
 
     def _one_token(self, along: Sequence[Along]) -> bool:
         """One token at a time: a panel is a row."""
@@ -390,8 +426,8 @@ class Builder:
             if not self._earlier(instance, common, path, open_):
                 continue
             axes = {a.label for a in along}
-            if any(b.label not in axes for b in closed):
-                continue            # it was made over and over there, or is one tile's share of a sum
+            if any(b.label not in axes or b.part for b in closed):
+                continue            # it was made over and over there, or is a share of a sum, or a part
             widened = {b.label for b in closed} & axes
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
@@ -399,7 +435,7 @@ class Builder:
                 return instance
             if instance.layout == PANEL:
                 continue
-            if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
+            if source is None or instance.kept or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
                 return instance
         return None
 
@@ -477,6 +513,41 @@ class Builder:
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance
+
+    # -- the last tile by itself ------------------------------------------------------------------------
+    def _part(self) -> None:
+        """Cuts the outermost loops in which something is kept: their last tile is made in a loop of its own, without."""
+        kept = [i for found in self.instances.values() for i in found if i.kept and i.path]
+        for block in dict.fromkeys(i.path[0] for i in kept):
+            self.schedule = Schedule(self.schedule.loops, self.schedule.choices - {"wait"})
+            self._cut(block)
+
+    def _cut(self, block: Block) -> None:
+        label = block.label
+        assert label is not None
+        if label.size % block.step or label.size == block.step:
+            raise NoNestError(f"tiles of {block.step} {label.name} have no last one of their size")
+        inside = list(_placed(block))
+        made = {id(p): p for p in inside if any(
+            i.slot or {id(q) for q, _ in i.reads} - {id(q) for q in inside} for i in p.writes.values())}
+        if any(p.updates for p in inside) or any(
+                all(a.label is not label for a in i.along) for p in made.values() for i in p.writes.values()):
+            raise NoNestError(f"what is summed over {label.name} has no tile by itself")
+        rest = Block(label, block.step, False, block.parent, part=LAST)
+        block.part = EARLY
+        self.root.items.insert(self.root.items.index(block) + 1, rest)
+        same: dict[int, Instance] = {}      # what the last tile makes -> what the others have made
+        for p in made.values():
+            loops = [x for x in self.loops_of(p.statement) if x[0] is not label or x[2]]
+            again = self._place(p.statement, self._open(rest, loops, p.statement, None), layouts={
+                slot: i.layout for slot, i in p.writes.items()})
+            same |= {id(again.writes[slot]): i for slot, i in p.writes.items() if not i.slot}
+        for p in _placed(rest):
+            for found, uses in ((p.reads, "reads"), (p.writes, "writes")):
+                for slot, i in found.items():
+                    if id(i) in same:
+                        found[slot] = same[id(i)]
+                        getattr(same[id(i)], uses).append((p, slot))
 
     # -- sums and updates --------------------------------------------------------------------------------
     def _sum(self, tensor: str, open_: Path) -> Instance:

@@ -16,7 +16,7 @@ import numpy as np
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
 from compilation.regions.memory import Layout
-from compilation.regions.nest import Block, Builder, NoNestError, Placed
+from compilation.regions.nest import EARLY, Block, Builder, NoNestError, Placed
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Label, Statement, Statements, takes_shares
 
@@ -161,9 +161,11 @@ def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Ite
     forward = any(o in s.op.adds and not s.op.slots[o].sink and t not in work.sums and not s.op.joint
                   for s in work.all for o, t in s.makes.items())
     toggles = [["rows"]] * (forward and (outside or blocked)) + [["each"]] * (shares and blocked) + [["keep"]] * blocked \
-        + [["add"]] * _sinks(work)
+        + [["add"]] * _sinks(work) + [["store"]] * blocked + [["wait"]] * (blocked and forward and outside)
     for chosen in product((False, True), repeat=len(toggles)):
-        yield frozenset([t[0] for t, c in zip(toggles, chosen, strict=True) if c] + ["split"] * split)
+        words = {t[0] for t, c in zip(toggles, chosen, strict=True) if c}
+        if not {"store", "wait"} <= words and ("rows" in words or "wait" not in words):
+            yield frozenset([*words, *(["split"] * split)])
 
 
 def _evaluate(work: Statements, structure: Structure) -> list[Option]:
@@ -178,10 +180,15 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
     step: dict[int, np.ndarray] = {}
     for b in blocks:
         assert b.label is not None
-        step[id(b)] = np.minimum(combos[:, columns[(b.label.name, b.tile)]], _extent(b, step, len(combos)))
+        own = combos[:, columns[(b.label.name, b.tile)]]
+        step[id(b)] = own if b.part else np.minimum(own, _extent(b, step, len(combos)))
+    for b in blocks:
+        if b.part and b.label is not None:
+            able = (b.label.size % step[id(b)] == 0) & (b.label.size > step[id(b)])
+            combos, step = combos[able], {k: s[able] for k, s in step.items()}
     peak = np.zeros((len(layout.order), len(combos)), dtype=np.int64)
     for s in layout.storages.values():
-        if s.over is not None or s.instance.slot:
+        if s.over is not None or s.ahead is not None or s.instance.slot:
             continue
         size = np.full(len(combos), 4, dtype=np.int64)
         for a, origin in zip(s.instance.along, s.origins, strict=True):
@@ -194,8 +201,11 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
         if work_macs := p.statement.macs:
             trips = np.ones(len(combos), dtype=np.int64)
             for b in p.path:
+                extent = _extent(b, step, len(combos))
                 if b.label not in p.statement.touches():
-                    trips *= -(-_extent(b, step, len(combos)) // step[id(b)])
+                    trips *= -(-extent // step[id(b)])
+                elif b.part and b.label is not None:
+                    work_macs = work_macs * extent // b.label.size
             macs += work_macs * trips
             time += work_macs * trips * _price(p, step, len(combos))
     scratch = peak.max(axis=0) if len(layout.order) else np.zeros(len(combos), dtype=np.int64)
@@ -224,6 +234,8 @@ def _blocks(block: Block) -> list[Block]:
 def _extent(b: Block, step: dict[int, np.ndarray], count: int) -> np.ndarray:
     assert b.label is not None
     outer = [x for x in b.path[:-1] if x.label is b.label]
+    if b.part:      # of even tiles
+        return b.label.size - step[id(b)] if b.part == EARLY else step[id(b)]
     return np.minimum(b.label.size, step[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
 
 
