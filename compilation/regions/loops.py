@@ -1,9 +1,9 @@
 """A loop nest as plain data: loops over tiles around kernel calls on windows of tensors.
 
 A loop variable counts elements of its index: 0, step, 2 step ... The last tile may be shorter. A loop with a `parent` walks
-the parent's present tile in smaller ones. An index may be cut between loops: the last tile is done in another way. What a
-nest reads and writes are the slots of its region and `Stored` tensors of its own, which live in the region's scratch or stand
-in one of its results.
+the parent's present tile in smaller ones. An index may be cut between loops: the last tile is done in another way. What
+a nest reads and writes are the slots of its region and `Stored` tensors of its own, which live in the region's scratch or
+stand in one of its results.
 """
 
 from __future__ import annotations
@@ -90,8 +90,7 @@ class TileCall(Plain):
 class Loop:
     """for variable in 0 .. extent by step, or, with a parent, over the parent's present tile.
 
-    part: (begin, end), of the index's `extent` elements the ones that it walks, from one tile's begin to another's end; None:
-    all.
+    part: (begin, end), of the index's `extent` elements those that it walks, from a tile's begin to a tile's end; None: all.
     """
 
     variable: str

@@ -17,9 +17,11 @@ from math import prod
 from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
+from compilation.regions.estimate import own_steps, work
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
 from compilation.regions.statements import Along
+from compilation.regions.strips import Ahead, find_strips
 from compilation.types import BYTES, SUM, Type
 
 
@@ -35,8 +37,7 @@ class Storage:
     first: int = 0
     last: int = 0
     over: Storage | None = None         # whose place it takes
-    ahead: tuple[Storage, Block, int] | None = None     # the result in whose columns it stands, ahead of which loop, and how
-                                                        # many columns there are to an element of its label
+    ahead: Ahead | None = None          # in which columns of a result it stands
 
     @property
     def root(self) -> Storage:
@@ -71,10 +72,10 @@ class Layout:
         for instance in self.instances:
             self.storages[id(instance)] = self._storage(instance)
         self._share()
+        for block in self.builder.root.items:
+            if isinstance(block, Block) and block.part == EARLY:
+                self._wait(block)
         self._take_places()
-        if any(b.part and not any(s.ahead and s.ahead[1] is b for s in self.storages.values()) for b in self.builder.root.items
-               if isinstance(b, Block) and b.part == EARLY):
-            raise NoNestError("nothing waits in a result")
 
     def _number(self, block: Block) -> None:
         first = len(self.order)
@@ -148,66 +149,39 @@ class Layout:
             origins.append(inside[-1] if inside else None)
             sizes.append(min(a.size, inside[-1].step * a.factor) if inside else a.size)
         storage = Storage(instance, home, tuple(sizes), tuple(origins), padded(SUM.of(prod(sizes))))
-        spans = [self._span(t.placed, home) for t in touches]
+        spans = [self.span(t.placed, home) for t in touches]
         storage.first, storage.last = min(s[0] for s in spans), max(s[1] for s in spans)
         return storage
 
-    def _span(self, placed: Placed, home: Path) -> tuple[int, int]:
+    def span(self, placed: Placed, home: Path) -> tuple[int, int]:
         """The positions of what stands directly in `home` and holds a statement."""
         path = placed.path
         return self.spans[id(path[len(home)])] if len(path) > len(home) else self.spans[id(placed)]
 
     # -- sharing ---------------------------------------------------------------------------------------
     def _share(self) -> None:
-        results = [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in self.builder.work.results
-                   and i.writes]
-        for result in results:
+        for result in self._results():
             same = [s for s in self.storages.values() if not s.instance.slot and not s.home and s.instance.layout == ROWS
                     and s.shape == result.shape and s.over is None]
             for s in sorted(same, key=lambda s: s.first):
-                if self._precedes([s.instance, *self._in_place_of(result)], [result.instance], ()) \
+                if self._precedes([s.instance, *self._group(result)[1:]], [result.instance], ()) \
                         and not self._clash(s, result):
                     s.over = result
-            self._wait(result)
 
-    def _wait(self, result: Storage) -> None:
-        """What stands in columns of a result that a loop's next tile writes first."""
-        group = [result.instance, *self._in_place_of(result)]
-        touches = [t for i in group for t in self.touches(i)]
-        for block in self.builder.root.items:
-            if not isinstance(block, Block) or block.part != EARLY or len(result.shape) != 2:
-                continue
-            first, last = self.spans[id(block)]
-            inside = [t for t in touches if first <= self.at[id(t.placed)] <= last]
-            columns = [t.placed.statement.along(t.slot)[-1] for t in inside]
-            if not inside or min(self.at[id(t.placed)] for t in touches) < first \
-                    or any(a.label is not block.label or a.factor != columns[0].factor for a in columns):
-                continue
-            width = columns[0].factor * block.step
-            taken: list[Storage] = []
-            for s in sorted(self.storages.values(), key=lambda s: -s.size):
-                if s.home[:1] == (block,) and s.over is None and s.ahead is None and self._is_strip(s, result.shape[0], block) \
-                        and s.shape[1] <= width and not any(self._meet(s, o) for o in taken):
-                    s.ahead = (result, block, columns[0].factor)
-                    taken.append(s)
+    def _wait(self, block: Block) -> None:
+        """What is kept in an iteration stands where the next one writes a result. Raises NoNestError where nothing does."""
+        strips = [x for result in self._results() for x in find_strips(self, result, self._group(result), block)]
+        if not strips:
+            raise NoNestError("nothing waits in a result")
+        for s, ahead in strips:
+            s.ahead = ahead
 
-    def _is_strip(self, s: Storage, rows: int, block: Block) -> bool:
-        """Whether a tensor has all rows and a loop's present tile of columns, which each access has all of."""
-        touches = self.touches(s.instance)
-        if len(s.shape) != 2 or s.shape[0] != rows or s.origins != (None, block) or s.instance.layout != ROWS:
-            return False
-        for t in touches:
-            a = t.placed.statement.along(t.slot)[-1]
-            tiles = [b for b in t.placed.path if a.label is not None and b.label is a.label]
-            if t.placed.statement.op.slots[t.slot].kind != "tile" or (tiles[-1] if tiles else None) is not s.origins[-1]:
-                return False
-        return True
+    def _results(self) -> list[Storage]:
+        return [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in self.builder.work.results and i.writes]
 
-    def _meet(self, s: Storage, o: Storage) -> bool:
-        """Whether they live at once, in one iteration of the outermost loop of both."""
-        (a, b), (c, d) = ([f(at) for f, at in zip((min, max), zip(*(self._span(t.placed, x.home[:1]) for t in self.touches(
-            x.instance)), strict=True), strict=True)] for x in (s, o))
-        return a <= d and c <= b
+    def _group(self, result: Storage) -> list[Instance]:
+        """A result and what takes its place before it."""
+        return [result.instance, *(s.instance for s in self.storages.values() if s.over is result)]
 
     def _take_places(self) -> None:
         """Results of calls that may stand where what they are made of stood."""
@@ -220,15 +194,14 @@ class Layout:
                     continue
                 if (made.shape, made.instance.layout) != (source.shape, source.instance.layout):
                     continue
-                if source.root.instance.slot or source.root.ahead or made.ahead or any(x.over is made for x in self.storages.values()):
+                if source.root.instance.slot or source.root.ahead or made.ahead:
+                    continue
+                if any(x.over is made for x in self.storages.values()):
                     continue
                 group = [x.instance for x in self.storages.values() if x.root is source.root]
                 if self._precedes(group, [made.instance], made.home):
                     made.over = source
                     source.root.last = max(source.root.last, made.last)
-
-    def _in_place_of(self, result: Storage) -> list[Instance]:
-        return [s.instance for s in self.storages.values() if s.over is result]
 
     def _clash(self, s: Storage, result: Storage) -> bool:
         """Whether something else stands in the result while s lives."""
@@ -262,7 +235,7 @@ class Layout:
         results = [i for i in slots if i.tensor in self.builder.work.results and i.writes]
         found = set()
         for made in results:
-            if any(s.ahead and s.ahead[0] is self.storages[id(made)] for s in self.storages.values()):
+            if any(s.ahead and s.ahead.result is self.storages[id(made)] for s in self.storages.values()):
                 continue
             inside = [s.instance for s in self.storages.values() if s.over is self.storages[id(made)]]
             for given in slots:
@@ -300,13 +273,10 @@ class Layout:
         return bound_of(self.items)
 
     @cached_property
-    def trips(self) -> dict[int, int]:
-        """Statement -> how often each of its multiply-accumulates is made: the tiles of loops that it has no index of."""
-        return {id(p): prod(_tiles(b) for b in p.path if b.label not in p.statement.touches()) for p in self.order}
-
-    @property
-    def macs(self) -> int:
-        return sum(_share_of(p) * self.trips[id(p)] for p in self.order)
+    def work(self) -> tuple[int, int]:
+        """(multiply-accumulates, estimated time in those of full tiles)."""
+        macs, time = work(self.order, own_steps(self.builder.root), 1)
+        return int(macs[0]), int(time[0])
 
     # -- plain data ----------------------------------------------------------------------------------------
     def nest(self) -> Nest:
@@ -321,11 +291,11 @@ class Layout:
                 continue
             name, root, strip = names[id(s.instance)], s.root, None
             if s.ahead:
-                root, block, factor = s.ahead
+                root, block, factor = s.ahead.result, s.ahead.loop, s.ahead.factor
                 strip = Axis(s.shape[-1], block.name, factor=factor, ahead=block.step)
-            at = None if root.instance.slot else offsets[str(list(self.storages.values()).index(root))]
-            stored[name] = Stored(name, Type(s.shape), s.instance.layout, at, root.instance.tensor if root.instance.slot else "",
-                                  strip)
+            inside = root.instance.tensor if root.instance.slot else ""
+            at = None if inside else offsets[str(list(self.storages.values()).index(root))]
+            stored[name] = Stored(name, Type(s.shape), s.instance.layout, at, inside, strip)
         for n, p in enumerate(self.order):
             if size := self.kernel_scratch(p):
                 stored[f"work.{n}"] = Stored(f"work.{n}", Type((size,), BYTES), ROWS, offsets[f"work {n}"])
@@ -400,22 +370,6 @@ def _read(p: Placed, slot: str) -> bool:
     if op.slots[slot].kind == "matrix" and all(op.slots[o].sink for o in makes):
         return False
     return slot not in op.needed_for or bool(set(op.needed_for[slot]) & set(makes))
-
-
-def _tiles(block: Block) -> int:
-    assert block.label is not None
-    outer = [b for b in block.path[:-1] if b.label is block.label]
-    extent = min(block.label.size, outer[-1].step) if outer else block.label.size
-    return -(-block.length(extent, block.step) // block.step)
-
-
-def _share_of(p: Placed) -> int:
-    """Multiply-accumulates of a statement, of the part of an index that its loops walk."""
-    macs = p.statement.macs
-    for b in p.path:
-        if b.part and b.label is not None and b.label in p.statement.touches():
-            macs = macs * b.length(b.label.size, b.step) // b.label.size
-    return macs
 
 
 def _names(storages: Iterable[Storage]) -> dict[int, str]:

@@ -123,8 +123,6 @@ class Builder:
         summed += self._made([s for s in self._roots() if id(s) in late])       # what changes weights comes last
         for s, placed in summed:
             self._update(s, placed)
-        if "wait" in self.schedule.choices:
-            self._part()
         return self
 
     def _a_tile(self, tensor: str) -> bool:
@@ -211,10 +209,10 @@ class Builder:
 
     # -- placing -------------------------------------------------------------------------------------
     def _root(self, s: Statement) -> Placed:
-        block = self._open(self.root, self.loops_of(s), s, None)
-        return self._place(s, block)
+        block = self.open(self.root, self.loops_of(s), s, None)
+        return self.place(s, block)
 
-    def _place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
+    def place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
         """Put a statement at the end of a block, behind what it needs. within: the open loops, `block` among them."""
         placed = Placed(s, block)
         path = within or block.path
@@ -281,7 +279,7 @@ class Builder:
         return self.slots[name]
 
     # -- opening loops ---------------------------------------------------------------------------------
-    def _open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
+    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
         """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
@@ -303,7 +301,7 @@ class Builder:
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
-        behind = {p for item in later for p in _placed(item)}
+        behind = {p for item in later for p in placed_in(item)}
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
                 for placed, _ in instance.writes:
@@ -367,8 +365,9 @@ class Builder:
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
-        if (outside := self._before(source, path)) != path:
-            return self._kept(s, slot, path, outside, open_, want, native)
+        once = self._before(source, path)
+        if once != path:
+            return self._kept(s, slot, path, once, open_, want, native)
         if native and want and native != want and not one:
             if want == PANEL:
                 rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
@@ -383,18 +382,18 @@ class Builder:
         if not ("each" in self.schedule.choices and self._shared(tensor)):
             path = self._complete(source, out, path)
         block, inside = self._below(source, path, open_)
-        self._place(source, block, inside, {out: want or ROWS})
+        self.place(source, block, inside, {out: want or ROWS})
         return self.instances[self._key(tensor, along)][-1]
 
-    def _kept(self, s: Statement, slot: str, path: Path, outside: Path, open_: Path, want: str, native: str) -> Instance:
-        """What is read in a slot in the loops `path`, made in `outside` alone, as rows."""
+    def _kept(self, s: Statement, slot: str, path: Path, once: Path, open_: Path, want: str, native: str) -> Instance:
+        """What is read in a slot in the loops `path`, made in those of `once` alone, as rows."""
         tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
         one = self._one_token(along)
         found = self._known(tensor, along, path, open_, "" if one else ROWS, source)
         if found is None:
             copied = native == PANEL and not one
-            found = self._copy(s, slot, tensor, outside, open_, ROWS, source) if copied else \
-                self._make(s, slot, outside, open_, ROWS)
+            found = self._copy(s, slot, tensor, once, open_, ROWS, source) if copied else \
+                self._make(s, slot, once, open_, ROWS)
             found.kept = True
         return found if one or want in ("", ROWS) else self._relaid(s, slot, found, path, open_, want)
 
@@ -461,7 +460,7 @@ class Builder:
         prefix = path[:depth]
         at = prefix[-1] if prefix else self.root
         child = next((b for b in open_ if b.parent is at), None)
-        block = self._open(at, wanted[matched:], source, child)
+        block = self.open(at, wanted[matched:], source, child)
         return block, open_ if block is at else block.path
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
@@ -489,7 +488,7 @@ class Builder:
             known = self._known(tensor, along, there, inside, "", source)
             if known is None:
                 at, within = self._below(source, there, inside)
-                self._place(source, at, within)
+                self.place(source, at, within)
                 known = self.instances[self._key(tensor, along)][-1]
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
@@ -514,41 +513,6 @@ class Builder:
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance
 
-    # -- the last tile by itself ------------------------------------------------------------------------
-    def _part(self) -> None:
-        """Cuts the outermost loops in which something is kept: their last tile is made in a loop of its own, without."""
-        kept = [i for found in self.instances.values() for i in found if i.kept and i.path]
-        for block in dict.fromkeys(i.path[0] for i in kept):
-            self.schedule = Schedule(self.schedule.loops, self.schedule.choices - {"wait"})
-            self._cut(block)
-
-    def _cut(self, block: Block) -> None:
-        label = block.label
-        assert label is not None
-        if label.size % block.step or label.size == block.step:
-            raise NoNestError(f"tiles of {block.step} {label.name} have no last one of their size")
-        inside = list(_placed(block))
-        made = {id(p): p for p in inside if any(
-            i.slot or {id(q) for q, _ in i.reads} - {id(q) for q in inside} for i in p.writes.values())}
-        if any(p.updates for p in inside) or any(
-                all(a.label is not label for a in i.along) for p in made.values() for i in p.writes.values()):
-            raise NoNestError(f"what is summed over {label.name} has no tile by itself")
-        rest = Block(label, block.step, False, block.parent, part=LAST)
-        block.part = EARLY
-        self.root.items.insert(self.root.items.index(block) + 1, rest)
-        same: dict[int, Instance] = {}      # what the last tile makes -> what the others have made
-        for p in made.values():
-            loops = [x for x in self.loops_of(p.statement) if x[0] is not label or x[2]]
-            again = self._place(p.statement, self._open(rest, loops, p.statement, None), layouts={
-                slot: i.layout for slot, i in p.writes.items()})
-            same |= {id(again.writes[slot]): i for slot, i in p.writes.items() if not i.slot}
-        for p in _placed(rest):
-            for found, uses in ((p.reads, "reads"), (p.writes, "writes")):
-                for slot, i in found.items():
-                    if id(i) in same:
-                        found[slot] = same[id(i)]
-                        getattr(same[id(i)], uses).append((p, slot))
-
     # -- sums and updates --------------------------------------------------------------------------------
     def _sum(self, tensor: str, open_: Path) -> Instance:
         """The tensor that several statements add to, complete."""
@@ -569,7 +533,7 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self._place(term, self._open(self.root, self.loops_of(term), term, child))
+                self.place(term, self.open(self.root, self.loops_of(term), term, child))
         for tensor, ts in terms.items():
             if _begins(ts[0], tensor):
                 continue
@@ -577,7 +541,7 @@ class Builder:
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
             first = next(i for i, item in enumerate(self.root.items)
-                         if any(tensor in p.statement.makes.values() for p in _placed(item)))
+                         if any(tensor in p.statement.makes.values() for p in placed_in(item)))
             self.root.items.insert(first, filled)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
@@ -590,7 +554,7 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self._open(self.root, self.loops_of(update), update, None)
+        block = self.open(self.root, self.loops_of(update), update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:
@@ -604,12 +568,12 @@ def _begins(term: Statement, tensor: str) -> bool:
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
 
 
-def _placed(item: Block | Placed) -> Iterator[Placed]:
+def placed_in(item: Block | Placed) -> Iterator[Placed]:
     if isinstance(item, Placed):
         yield item
     else:
         for i in item.items:
-            yield from _placed(i)
+            yield from placed_in(i)
 
 
 def _common(a: Path, b: Path) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from compilation.ops import REGISTRY
-from compilation.ops.base import Arrays, Op, Site, Slot
+from compilation.ops.base import Arrays, Op, Setting, Site, Slot
 from compilation.program import Program, Role
 from compilation.regions import plan
 from compilation.regions.loops import Nest
@@ -79,11 +79,14 @@ class Region(Op):
                 for r, t in made.items()}
 
     # what it costs -----------------------------------------------------------------------------------------
-    def settings(self, site: Site) -> list[tuple[dict[str, Any], int, int]]:
-        return [({"schedule": o.schedule}, o.scratch, o.macs) for o in plan.space(self, site).options]
+    def settings(self, site: Site) -> list[Setting]:
+        return [Setting({"schedule": o.schedule}, o.scratch, o.macs, o.time) for o in plan.space(self, site).options]
 
     def macs(self, site: Site) -> int:
-        return plan.layout(self, site).macs
+        return plan.layout(self, site).work[0]
+
+    def time(self, site: Site) -> int:
+        return plan.layout(self, site).work[1]
 
     def scratch(self, site: Site) -> int:
         return plan.nest(self, site).scratch

@@ -84,8 +84,8 @@ class _Run:
         site = whole_site(call, scope, {})
         extents = {n: p.value(at) for n, p in call_extents(call, scope, site)[0].items()}
         attrs = {**op.defaults(), **call.attrs, **{a: extents[n] for n, a in op.sized.items()}}
-        adds = {slot: any(at[v] != (at[p] if (p := scope.loops[v].parent) else scope.loops[v].span[0]) for v in over) or not over
-                for slot, over in call.adds.items()}
+        starts = {v: at[loop.parent] if loop.parent else loop.span[0] for v, loop in scope.loops.items()}
+        adds = {slot: any(at[v] != starts[v] for v in over) or not over for slot, over in call.adds.items()}
         given = {s: self._given(call, op, s, w, scope, at) for s, w in call.inputs.items()
                  if s not in op.once or not any(adds.values())}
         given, state = self._carry(call, op, scope, at, given)

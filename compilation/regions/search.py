@@ -15,25 +15,29 @@ import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
+from compilation.regions.build import build
+from compilation.regions.estimate import Steps, blocks, capped, window
+from compilation.regions.estimate import work as steps_work
 from compilation.regions.memory import Layout
-from compilation.regions.nest import EARLY, Block, Builder, NoNestError, Placed
+from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Label, Statement, Statements, takes_shares
 
 TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
 FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
 FEW = 16                            # what has no more elements is not tiled
+WORTH = 0.005                       # the share of time that more scratch has to save
 
 
 @dataclass(frozen=True)
 class Option:
     """One schedule. scratch: bytes that live at once (a placement may need a few more); macs: multiply-accumulates; time:
-    the same, weighted by what narrow tiles cost. over: results that may take the place of an input: result -> slot."""
+    estimated, in those of full tiles. over: results that may take the place of an input: result -> slot."""
 
     schedule: str
     scratch: int
     macs: int
-    time: float
+    time: int
     over: frozenset[tuple[str, str]]
 
 
@@ -50,12 +54,12 @@ def options(make: Callable[[bool], Statements]) -> list[Option]:
 
 
 def pruned(found: Iterable[Option]) -> list[Option]:
-    """By time; those dropped that are neither faster nor smaller than another."""
+    """By time; those dropped that are not faster than a smaller one, by what is worth its bytes."""
     kept: list[Option] = []
-    for o in sorted(found, key=lambda o: (o.time, o.scratch)):
-        if not kept or o.scratch < kept[-1].scratch:
+    for o in sorted(found, key=lambda o: (o.scratch, o.time)):
+        if not kept or o.time * (1 + WORTH) < kept[-1].time:
             kept.append(o)
-    return kept
+    return kept[::-1]
 
 
 @dataclass(frozen=True)
@@ -171,21 +175,19 @@ def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Ite
 def _evaluate(work: Statements, structure: Structure) -> list[Option]:
     """The options of one structure, at every combination of its steps."""
     try:
-        layout = Layout(Builder(work, structure.schedule).build())
+        layout = Layout(build(work, structure.schedule))
     except NoNestError:
         return []
     combos = np.array(list(product(*structure.steps)), dtype=np.int64)
     columns = {axis: n for n, group in enumerate(structure.axes) for axis in group}
-    blocks = _blocks(layout.builder.root)
-    step: dict[int, np.ndarray] = {}
-    for b in blocks:
+    step: Steps = {}
+    for b in blocks(layout.builder.root):
         assert b.label is not None
-        own = combos[:, columns[(b.label.name, b.tile)]]
-        step[id(b)] = own if b.part else np.minimum(own, _extent(b, step, len(combos)))
-    for b in blocks:
-        if b.part and b.label is not None:
-            able = (b.label.size % step[id(b)] == 0) & (b.label.size > step[id(b)])
-            combos, step = combos[able], {k: s[able] for k, s in step.items()}
+        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+    able = np.ones(len(combos), dtype=bool)
+    for b in blocks(layout.builder.root):
+        able &= _even(b, step)
+    combos, step = combos[able], {b: s[able] for b, s in step.items()}
     peak = np.zeros((len(layout.order), len(combos)), dtype=np.int64)
     for s in layout.storages.values():
         if s.over is not None or s.ahead is not None or s.instance.slot:
@@ -194,20 +196,9 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
         for a, origin in zip(s.instance.along, s.origins, strict=True):
             size *= a.size if origin is None else np.minimum(a.size, step[id(origin)] * a.factor)
         peak[s.first:s.last + 1] += -(-size // ALIGNMENT) * ALIGNMENT
-    macs = np.zeros(len(combos), dtype=np.int64)
-    time = np.zeros(len(combos))
     for n, p in enumerate(layout.order):
         peak[n] += _scratch(layout, p, step, len(combos))
-        if work_macs := p.statement.macs:
-            trips = np.ones(len(combos), dtype=np.int64)
-            for b in p.path:
-                extent = _extent(b, step, len(combos))
-                if b.label not in p.statement.touches():
-                    trips *= -(-extent // step[id(b)])
-                elif b.part and b.label is not None:
-                    work_macs = work_macs * extent // b.label.size
-            macs += work_macs * trips
-            time += work_macs * trips * _price(p, step, len(combos))
+    macs, time = steps_work(layout.order, step, len(combos))
     scratch = peak.max(axis=0) if len(layout.order) else np.zeros(len(combos), dtype=np.int64)
     over = layout.over()
     out = []
@@ -218,38 +209,24 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
             loops.append((name, int(combo[columns[(name, name in seen)]])))
             seen.add(name)
         out.append(Option(str(Schedule(tuple(loops), structure.schedule.choices)), int(scratch[k]), int(macs[k]),
-                          float(time[k]), over))
+                          int(time[k]), over))
     return out
 
 
-def _blocks(block: Block) -> list[Block]:
-    """All loops, outer before inner."""
-    found = []
-    for item in block.items:
-        if isinstance(item, Block):
-            found += [item, *_blocks(item)]
-    return found
-
-
-def _extent(b: Block, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+def _even(b: Block, step: Steps) -> np.ndarray:
+    """Where a loop, if its last tile is by itself, has several of one size."""
     assert b.label is not None
-    outer = [x for x in b.path[:-1] if x.label is b.label]
-    if b.part:      # of even tiles
-        return b.label.size - step[id(b)] if b.part == EARLY else step[id(b)]
-    return np.minimum(b.label.size, step[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
+    if not b.part:
+        return np.ones(len(step[id(b)]), dtype=bool)
+    return (b.label.size % step[id(b)] == 0) & (b.label.size > step[id(b)])
 
 
-def _scratch(layout: Layout, p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+def _scratch(layout: Layout, p: Placed, step: Steps, count: int) -> np.ndarray:
     """The kernel's own scratch, which depends on few of the steps."""
     s = p.statement
     if type(s.op).scratch is Op.scratch:
         return np.zeros(count, dtype=np.int64)
-    sizes = s.sizes
-    extents = {}
-    for index, (label, factor) in s.labels.items():
-        inside = [b for b in p.path if b.label is label]
-        if inside:
-            extents[index] = np.minimum(sizes[index], step[id(inside[-1])] * factor)
+    extents = window(p, step)
     if not extents:
         return np.full(count, layout.kernel_scratch(p), dtype=np.int64)
     table = np.stack(list(extents.values()), axis=1)
@@ -268,15 +245,3 @@ def _scratch_of(s: Statement, extents: tuple[tuple[str, int], ...]) -> int:
 
 
 _SCRATCH: dict[tuple[object, ...], int] = {}
-
-
-def _price(p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
-    """What a multiply-accumulate costs in tiles of this size, against one in large ones."""
-    price = np.ones(count)
-    s = p.statement
-    for index, (label, factor) in s.labels.items():
-        inside = [b for b in p.path if b.label is label]
-        if inside:
-            extent = np.minimum(s.sizes[index], step[id(inside[-1])] * factor)
-            price *= 1 + 3 / extent
-    return price

@@ -112,6 +112,11 @@ class Statement:
         """Multiply-accumulates on whole tensors."""
         return self.op.macs(self.site)
 
+    @cached_property
+    def elements(self) -> int:
+        """Elements of its results."""
+        return self.op.elements(self.site)
+
 
 @dataclass
 class Statements:

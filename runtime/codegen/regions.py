@@ -188,7 +188,8 @@ class _Writer:
 
     def _place(self, window: Window, scope: Scope) -> Place:
         stored = self.nest.stored.get(window.tensor)
-        return place(window, self.shapes[window.tensor], stored.layout if stored else ROWS, scope, strip_of(stored, self.shapes))
+        layout, strip = stored.layout if stored else ROWS, strip_of(stored, self.shapes)
+        return place(window, self.shapes[window.tensor], layout, scope, strip)
 
     def _base(self, tensor: str) -> str:
         return self.names.get(tensor, f"region->{tensor}")
