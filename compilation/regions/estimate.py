@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from compilation.regions.nest import Block, Placed
+from compilation.regions.nest import EARLY, Block, Placed
 
 Steps = dict[int, np.ndarray]       # id of a loop -> its step, in each combination
 
@@ -28,13 +28,21 @@ def own_steps(root: Block) -> Steps:
     """The steps that the loops have: one combination."""
     steps: Steps = {}
     for b in blocks(root):
-        steps[id(b)] = np.minimum(b.step, extent(b, steps, 1))
+        steps[id(b)] = capped(b, np.array([b.step]), steps)
     return steps
 
 
+def capped(b: Block, own: np.ndarray, steps: Steps) -> np.ndarray:
+    """The steps that a loop takes, where it is given these."""
+    return own if b.part else np.minimum(own, extent(b, steps, len(own)))
+
+
 def extent(b: Block, steps: Steps, count: int) -> np.ndarray:
-    """Elements that a loop walks over: all of its label, or those of the block that it stands in."""
+    """Elements that a loop walks over: all of its label, its last tile or the others, or those of the block that it stands
+    in."""
     assert b.label is not None
+    if b.part:
+        return b.label.size - steps[id(b)] if b.part == EARLY else steps[id(b)]
     outer = [x for x in b.path[:-1] if x.label is b.label]
     return np.minimum(b.label.size, steps[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
 
@@ -55,11 +63,14 @@ def work(order: Iterable[Placed], steps: Steps, count: int) -> tuple[np.ndarray,
     for p in order:
         s = p.statement
         times = np.ones(count, dtype=np.int64)         # how often each element is made: the tiles of loops along others
+        whole, made = 1, np.ones(count, dtype=np.int64)     # of how many elements it makes how many
         for b in p.path:
             if b.label not in s.touches():
                 times *= -(-extent(b, steps, count) // steps[id(b)])
-        macs += s.macs * times
-        time += times * (s.macs * price(p, steps, count) if s.macs else s.elements)
+            elif b.part and b.label is not None:
+                whole, made = whole * b.label.size, made * extent(b, steps, count)
+        macs += s.macs * times * made // whole
+        time += times * (s.macs * price(p, steps, count) if s.macs else s.elements) * made / whole
     return macs, np.rint(time).astype(np.int64)
 
 
