@@ -177,7 +177,8 @@ class Layout:
             s.ahead = ahead
 
     def _results(self) -> list[Storage]:
-        return [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in self.builder.work.results and i.writes]
+        return [self.storages[id(i)] for i in self.instances
+                if i.slot and i.tensor in self.builder.work.results and i.writes]
 
     def _group(self, result: Storage) -> list[Instance]:
         """A result and what takes its place before it."""

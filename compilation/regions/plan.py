@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from compilation.ops.base import Site
 from compilation.regions import schedule as schedules
+from compilation.regions.build import build
 from compilation.regions.loops import Nest
 from compilation.regions.memory import Layout
-from compilation.regions.build import build
 from compilation.regions.search import Option, options, pruned
 from compilation.regions.statements import Statements, statements
 
