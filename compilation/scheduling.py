@@ -14,6 +14,8 @@ from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
+from compilation.passes.products import order_products
+from compilation.passes.shifts import unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
 from compilation.passes.training import (
@@ -139,6 +141,8 @@ class Planner:
         if regions:                         # a region of one row is another than that of them all
             self.forward = self.forward.copy()
             narrow_rows(self.forward)
+            order_products(self.forward)
+        self.unfelt = unfelt(self.forward) if regions else frozenset()
         self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
@@ -157,7 +161,7 @@ class Planner:
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
-        plan = check_plan(program, self.plan, self.shapes)
+        plan = {n: s for n, s in check_plan(program, self.plan, self.shapes).items() if n not in self.unfelt}
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)

@@ -139,6 +139,7 @@ class Op:
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
+    shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 
     @cached_property
     def line(self) -> Line:
@@ -233,7 +234,7 @@ class Op:
 
     def pointwise(self, read: str, written: str) -> bool:
         """Whether an element of one slot is read only to make the one in its place in another: that may take its storage."""
-        return self.axes(read) == self.axes(written) and not self.line.whole and not self.adds \
+        return self.axes(read) == self.axes(written) and not self.line.whole \
             and not any(self.summed(o.name) for o in self.outputs)
 
     def dims(self, site: Site) -> dict[str, int]:

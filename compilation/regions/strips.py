@@ -48,14 +48,14 @@ def find_strips(layout: Layout, result: Storage, group: Sequence[Instance], loop
     return [(s, Ahead(result, loop, factor)) for s in taken]
 
 
-def _is_strip(layout: Layout, storage: Storage, loop: Block) -> bool:
+def _is_strip(layout: Layout, s: Storage, loop: Block) -> bool:
     """Whether a tensor has all rows and the loop's present tile of columns, all of which each access has."""
-    if storage.origins != (None, loop) or storage.instance.layout != ROWS:
+    if s.origins != (None, loop) or s.instance.layout != ROWS:
         return False
-    for t in layout.touches(storage.instance):
-        s = t.placed.statement
-        label = s.along(t.slot)[-1].label
-        if s.op.slots[t.slot].kind != "tile" or [b for b in t.placed.path if b.label is label][-1:] != [loop]:
+    for t in layout.touches(s.instance):
+        statement = t.placed.statement
+        label = statement.along(t.slot)[-1].label
+        if statement.op.slots[t.slot].kind != "tile" or [b for b in t.placed.path if b.label is label][-1:] != [loop]:
             return False
     return True
 
