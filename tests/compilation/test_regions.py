@@ -21,6 +21,7 @@ from compilation.regions.judge import judge
 from compilation.regions.region import Region
 from compilation.regions.run import run
 from compilation.regions.search import options
+from compilation.target import CORTEX_M
 from compilation.tvm_adapter import import_model, importable
 from compilation.tvm_adapter.vjp import gradient_of
 
@@ -92,7 +93,7 @@ def holds(region: Region, wants: list[str], updates: list[str], parts: dict[str,
     outputs = {r: region.infer(site)[r].shape for r in wants if r not in updates}
     for option in picked:
         nest, layout = plan.nest(region, site, option.schedule), plan.layout(region, site, option.schedule)
-        assert (nest.scratch, *layout.work) == (option.scratch, option.macs, option.time), option.schedule
+        assert (nest.scratch, *layout.work(CORTEX_M)) == (option.scratch, option.macs, option.time), option.schedule
         judge(nest, site.shapes, outputs, site.parts, [u.removeprefix("d_") for u in updates])
         for one_scratch in (False, True):
             made = run(nest, inputs, outputs, parts, one_scratch=one_scratch)
