@@ -14,6 +14,7 @@ from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
+from compilation.passes.shifts import unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
 from compilation.passes.training import (
@@ -31,7 +32,7 @@ from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
 from compilation.program import Program
-from compilation.target import CORTEX_M, Target
+from compilation.target import CORTEX_M, WORK, Target
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
 
@@ -138,11 +139,13 @@ class Planner:
                  momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False,
                  target: Target = CORTEX_M) -> None:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
-        self.plan, self.shapes, self.momentum, self.target = plan, shapes, momentum, target
+        self.plan, self.shapes, self.momentum = plan, shapes, momentum
+        self.target = target if regions else WORK       # the streamed operations say nothing of what is not products
         self.form = form_regions if regions else form_streams
         if regions:                         # a region of one row is another than that of them all
             self.forward = self.forward.copy()
             narrow_rows(self.forward)
+        self.unfelt = unfelt(self.forward) if regions else frozenset()
         self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
@@ -161,7 +164,7 @@ class Planner:
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
-        plan = check_plan(program, self.plan, self.shapes)
+        plan = {n: s for n, s in check_plan(program, self.plan, self.shapes).items() if n not in self.unfelt}
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)

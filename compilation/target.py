@@ -56,8 +56,8 @@ class Target:
 
     def time(self, products: Numbers, elements: Numbers, calls: Numbers, effort: int | None = None) -> Numbers:
         """Of some calls. products: their multiply-accumulates' time; elements: results of products (effort None), else
-        elements with so much arithmetic each."""
-        return products + elements * (self.result if effort is None else self.element + effort) + calls * self.call
+        of what takes so many additions more than one each."""
+        return products + elements * (self.result if effort is None else self.element * (1 + effort)) + calls * self.call
 
     def product(self, lanes: Extent, rows: Extent) -> Numbers:
         """The mean time of a multiply-accumulate where so many lanes, and rows, are walked in such steps: (all, step)."""
@@ -88,4 +88,5 @@ HOST = Target("host", ((1, 10.8), (2, 5.4), (4, 2.8), (8, 1.5), (16, 1.0)), ((1,
               result=14, element=4, call=1700)
 CORTEX_M = Target("cortex-m", ((1, 1.95), (2, 1.28), (4, 1.03), (8, 1.01), (16, 1.0)), ((1, 1.3), (2, 1.25), (4, 1.0)),
                   result=9, element=2, call=250)
+WORK = Target("work", ((1, 1.0),), ((1, 1.0),), result=0, element=0, call=0)      # counts multiply-accumulates alone
 TARGETS = {t.name: t for t in (HOST, CORTEX_M)}

@@ -139,9 +139,10 @@ class Op:
     before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
-    effort: ClassVar[int] = 0                   # arithmetic for each element, in multiply-accumulates of full tiles
+    effort: ClassVar[int] = 0                   # time of an element, in additions, besides one
     slow: ClassVar[float] = 1                   # time of its multiply-accumulates against a plain product's
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
+    shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 
     @cached_property
     def line(self) -> Line:

@@ -30,7 +30,7 @@ class WithAct(Elementwise):
     """Operations of an activation function; `act` names it in ops/reference.py."""
 
     act: ClassVar[str]
-    effort = 25
+    effort = 10
 
     def act_of(self, attrs: dict[str, Any]) -> str:
         return self.act
@@ -71,14 +71,14 @@ class ActivationGrad(WithAct):
 class Gelu(WithGelu, Activation):
     """y = GELU(x), exact or by tanh."""
 
-    name, symbol, gradient, effort = "gelu", "vt_gelu", "gelu_grad", 45
+    name, symbol, gradient, effort = "gelu", "vt_gelu", "gelu_grad", 16
 
 
 @register
 class GeluGrad(WithGelu, ActivationGrad):
     """d_x = dy * GELU'(x)."""
 
-    name, symbol, effort = "gelu_grad", "vt_gelu_grad", 70
+    name, symbol, effort = "gelu_grad", "vt_gelu_grad", 25
 
 
 @register
@@ -143,7 +143,7 @@ class Copy(Elementwise):
 
     name, symbol = "copy", "vt_copy"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    rowwise, vanishes, linear = ("x",), (("x",),), {"x": ("y",)}
+    rowwise, vanishes, linear, shifts = ("x",), (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"]}
@@ -155,7 +155,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a", "b"),)
+    inplace, rowwise, vanishes, shifts = {"y": "a"}, ("a", "b"), (("a", "b"),), ("a", "b")
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -202,7 +202,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     attrs = {"value": (float, 1.0)}
-    inplace, rowwise, vanishes, linear = {"y": "x"}, ("x",), (("x",),), {"x": ("y",)}
+    inplace, rowwise, vanishes, linear, shifts = {"y": "x"}, ("x",), (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -218,7 +218,7 @@ class Scale(Op):
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs, indices = (tile("x"), vector("s")), (tile("y"),), "x: n c, s: c -> y: n c"
     inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
-    linear = {"x": ("y",), "s": ("y",)}
+    linear, shifts = {"x": ("y",), "s": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] * inputs["s"]}

@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from compilation.regions.nest import Block, Placed
+from compilation.regions.nest import EARLY, Block, Placed
 from compilation.target import Extent, Numbers, Target
 
 Steps = dict[int, np.ndarray]       # id of a loop -> its step, in each combination
@@ -30,13 +30,21 @@ def own_steps(root: Block) -> Steps:
     """The steps that the loops have: one combination."""
     steps: Steps = {}
     for b in blocks(root):
-        steps[id(b)] = np.minimum(b.step, extent(b, steps, 1))
+        steps[id(b)] = capped(b, np.array([b.step]), steps)
     return steps
 
 
+def capped(b: Block, own: np.ndarray, steps: Steps) -> np.ndarray:
+    """The steps that a loop takes, where it is given these."""
+    return own if b.part else np.minimum(own, extent(b, steps, len(own)))
+
+
 def extent(b: Block, steps: Steps, count: int) -> np.ndarray:
-    """Elements that a loop walks over: all of its label, or those of the block that it stands in."""
+    """Elements that a loop walks over: all of its label, its last tile or the others, or those of the block that it stands
+    in."""
     assert b.label is not None
+    if b.part:
+        return b.label.size - steps[id(b)] if b.part == EARLY else steps[id(b)]
     outer = [x for x in b.path[:-1] if x.label is b.label]
     return np.minimum(b.label.size, steps[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
 
@@ -63,13 +71,17 @@ def work(order: Iterable[Placed], steps: Steps, count: int, target: Target) -> t
         own = s.touches()
         calls = prod([tiles[id(b)] for b in path])
         times = prod([tiles[id(b)] for b in path if b.label not in own])     # how often each element is made
+        share: Numbers = 1.0                           # of its elements, where loops walk parts of a label
+        for b in path:
+            if b.label in own and b.part and b.label is not None:
+                share = share * extent(b, steps, count) / b.label.size
         if s.macs:
             results = sum(size * prod([tiles[id(b)] for b in path if b.label not in labels])
                           for size, labels in s.results)
-            macs += s.macs * times
-            time += target.time(s.macs * s.op.slow * times * _price(p, steps, target), results, calls)
+            macs += np.rint(s.macs * times * share).astype(np.int64)
+            time += target.time(s.macs * s.op.slow * times * share * _price(p, steps, target), results * share, calls)
         else:
-            time += target.time(0, s.elements * times, calls, s.op.effort)
+            time += target.time(0, s.elements * times * share, calls, s.op.effort)
     return macs, np.rint(time).astype(np.int64)
 
 

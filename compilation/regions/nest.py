@@ -20,6 +20,7 @@ from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 from compilation.target import TILES
 
+EARLY, LAST = "early", "last"
 USUAL = TILES[0]      # elements of a tile, where a choice must not depend on how large it is
 
 
@@ -29,7 +30,10 @@ class NoNestError(ValueError):
 
 @dataclass(eq=False)
 class Block:
-    """A loop under construction; the root has no label. tile: the loop walks a block of the same label."""
+    """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
+
+    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    """
 
     label: Label | None
     step: int
@@ -37,6 +41,12 @@ class Block:
     parent: Block | None
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
+    part: str = ""
+
+    def length(self, extent: int, step: int) -> int:
+        """How much it walks of an index, in steps."""
+        last = (extent - 1) // step * step
+        return last if self.part == EARLY else extent - last if self.part == LAST else extent
 
     @property
     def path(self) -> tuple[Block, ...]:
@@ -52,7 +62,7 @@ class Instance:
     """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
 
     along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a
-    sum over of which each share is read by itself.
+    sum over of which each share is read by itself. kept: it was made before a loop to be read in it again and again.
     """
 
     tensor: str
@@ -63,6 +73,7 @@ class Instance:
     writes: list[tuple[Placed, str]] = field(default_factory=list)
     reads: list[tuple[Placed, str]] = field(default_factory=list)
     shares: set[Block] = field(default_factory=set)
+    kept: bool = False
 
 
 @dataclass(eq=False)
@@ -199,10 +210,10 @@ class Builder:
 
     # -- placing -------------------------------------------------------------------------------------
     def _root(self, s: Statement) -> Placed:
-        block = self._open(self.root, self.loops_of(s), s, None)
-        return self._place(s, block)
+        block = self.open(self.root, self.loops_of(s), s, None)
+        return self.place(s, block)
 
-    def _place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
+    def place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
         """Put a statement at the end of a block, behind what it needs. within: the open loops, `block` among them."""
         placed = Placed(s, block)
         path = within or block.path
@@ -269,7 +280,7 @@ class Builder:
         return self.slots[name]
 
     # -- opening loops ---------------------------------------------------------------------------------
-    def _open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
+    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
         """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
@@ -291,7 +302,7 @@ class Builder:
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
-        behind = {p for item in later for p in _placed(item)}
+        behind = {p for item in later for p in placed_in(item)}
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
                 for placed, _ in instance.writes:
@@ -355,6 +366,9 @@ class Builder:
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
+        once = self._before(source, path)
+        if once != path:
+            return self._kept(s, slot, path, once, open_, want, native)
         if native and want and native != want and not one:
             if want == PANEL:
                 rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
@@ -369,8 +383,29 @@ class Builder:
         if not ("each" in self.schedule.choices and self._shared(tensor)):
             path = self._complete(source, out, path)
         block, inside = self._below(source, path, open_)
-        self._place(source, block, inside, {out: want or ROWS})
+        self.place(source, block, inside, {out: want or ROWS})
         return self.instances[self._key(tensor, along)][-1]
+
+    def _kept(self, s: Statement, slot: str, path: Path, once: Path, open_: Path, want: str, native: str) -> Instance:
+        """What is read in a slot in the loops `path`, made in those of `once` alone, as rows."""
+        tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
+        one = self._one_token(along)
+        found = self._known(tensor, along, path, open_, "" if one else ROWS, source)
+        if found is None:
+            copied = native == PANEL and not one
+            found = self._copy(s, slot, tensor, once, open_, ROWS, source) if copied else \
+                self._make(s, slot, once, open_, ROWS)
+            found.kept = True
+        return found if one or want in ("", ROWS) else self._relaid(s, slot, found, path, open_, want)
+
+    def _before(self, source: Statement, path: Path) -> Path:
+        """As many of these loops as a statement stands in to be made once for those that it has no index of."""
+        own = {*source.touches(), *(x for x, _, _ in self.loops_of(source))}
+        if source.macs and self.schedule.choices & {"store", "wait"}:
+            for n, block in enumerate(path):
+                if block.label not in own and any(b.label in own for b in path[n:]):
+                    return path[:n]
+        return path
 
     def _one_token(self, along: Sequence[Along]) -> bool:
         """One token at a time: a panel is a row."""
@@ -391,8 +426,8 @@ class Builder:
             if not self._earlier(instance, common, path, open_):
                 continue
             axes = {a.label for a in along}
-            if any(b.label not in axes for b in closed):
-                continue            # it was made over and over there, or is one tile's share of a sum
+            if any(b.label not in axes or b.part for b in closed):
+                continue            # it was made over and over there, or is a share of a sum, or a part
             widened = {b.label for b in closed} & axes
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
@@ -400,7 +435,7 @@ class Builder:
                 return instance
             if instance.layout == PANEL:
                 continue
-            if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
+            if source is None or instance.kept or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
                 return instance
         return None
 
@@ -426,7 +461,7 @@ class Builder:
         prefix = path[:depth]
         at = prefix[-1] if prefix else self.root
         child = next((b for b in open_ if b.parent is at), None)
-        block = self._open(at, wanted[matched:], source, child)
+        block = self.open(at, wanted[matched:], source, child)
         return block, open_ if block is at else block.path
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
@@ -454,7 +489,7 @@ class Builder:
             known = self._known(tensor, along, there, inside, "", source)
             if known is None:
                 at, within = self._below(source, there, inside)
-                self._place(source, at, within)
+                self.place(source, at, within)
                 known = self.instances[self._key(tensor, along)][-1]
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
@@ -499,7 +534,7 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self._place(term, self._open(self.root, self.loops_of(term), term, child))
+                self.place(term, self.open(self.root, self.loops_of(term), term, child))
         for tensor, ts in terms.items():
             if _begins(ts[0], tensor):
                 continue
@@ -507,7 +542,7 @@ class Builder:
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
             first = next(i for i, item in enumerate(self.root.items)
-                         if any(tensor in p.statement.makes.values() for p in _placed(item)))
+                         if any(tensor in p.statement.makes.values() for p in placed_in(item)))
             self.root.items.insert(first, filled)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
@@ -520,7 +555,7 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self._open(self.root, self.loops_of(update), update, None)
+        block = self.open(self.root, self.loops_of(update), update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:
@@ -534,12 +569,12 @@ def _begins(term: Statement, tensor: str) -> bool:
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
 
 
-def _placed(item: Block | Placed) -> Iterator[Placed]:
+def placed_in(item: Block | Placed) -> Iterator[Placed]:
     if isinstance(item, Placed):
         yield item
     else:
         for i in item.items:
-            yield from _placed(i)
+            yield from placed_in(i)
 
 
 def _common(a: Path, b: Path) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
-from compilation.regions.estimate import Steps, blocks, extent, window
+from compilation.regions.build import build
+from compilation.regions.estimate import Steps, blocks, capped, window
 from compilation.regions.estimate import work as steps_work
 from compilation.regions.memory import Layout
-from compilation.regions.nest import Builder, NoNestError, Placed
+from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Label, Statement, Statements, takes_shares
 from compilation.target import FEATURES, TILES, Target
@@ -163,15 +164,17 @@ def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Ite
     forward = any(o in s.op.adds and not s.op.slots[o].sink and t not in work.sums and not s.op.joint
                   for s in work.all for o, t in s.makes.items())
     toggles = [["rows"]] * (forward and (outside or blocked)) + [["each"]] * (shares and blocked) + [["keep"]] * blocked \
-        + [["add"]] * _sinks(work)
+        + [["add"]] * _sinks(work) + [["store"]] * blocked + [["wait"]] * (blocked and forward and outside)
     for chosen in product((False, True), repeat=len(toggles)):
-        yield frozenset([t[0] for t, c in zip(toggles, chosen, strict=True) if c] + ["split"] * split)
+        words = {t[0] for t, c in zip(toggles, chosen, strict=True) if c}
+        if not {"store", "wait"} <= words and ("rows" in words or "wait" not in words):
+            yield frozenset([*words, *(["split"] * split)])
 
 
 def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Option]:
     """The options of one structure, at every combination of its steps."""
     try:
-        layout = Layout(Builder(work, structure.schedule).build())
+        layout = Layout(build(work, structure.schedule))
     except NoNestError:
         return []
     combos = np.array(list(product(*structure.steps)), dtype=np.int64)
@@ -179,10 +182,14 @@ def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Op
     step: Steps = {}
     for b in blocks(layout.builder.root):
         assert b.label is not None
-        step[id(b)] = np.minimum(combos[:, columns[(b.label.name, b.tile)]], extent(b, step, len(combos)))
+        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+    able = np.ones(len(combos), dtype=bool)
+    for b in blocks(layout.builder.root):
+        able &= _even(b, step)
+    combos, step = combos[able], {b: s[able] for b, s in step.items()}
     peak = np.zeros((len(layout.order), len(combos)), dtype=np.int64)
     for s in layout.storages.values():
-        if s.over is not None or s.instance.slot:
+        if s.over is not None or s.ahead is not None or s.instance.slot:
             continue
         size = np.full(len(combos), 4, dtype=np.int64)
         for a, origin in zip(s.instance.along, s.origins, strict=True):
@@ -203,6 +210,14 @@ def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Op
         out.append(Option(str(Schedule(tuple(loops), structure.schedule.choices)), int(scratch[k]), int(macs[k]),
                           int(time[k]), over))
     return out
+
+
+def _even(b: Block, step: Steps) -> np.ndarray:
+    """Where a loop, if its last tile is by itself, has several of one size."""
+    assert b.label is not None
+    if not b.part:
+        return np.ones(len(step[id(b)]), dtype=bool)
+    return (b.label.size % step[id(b)] == 0) & (b.label.size > step[id(b)])
 
 
 def _scratch(layout: Layout, p: Placed, step: Steps, count: int) -> np.ndarray:

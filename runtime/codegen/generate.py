@@ -183,7 +183,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
     beside = {SUPPORT, *([AUGMENT] if interface.image.element == U8 else [])}
     copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), *beside})
-    check_tiles(copied, kernels)
+    check_tiles(set(copied) - beside, kernels)
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, image)
 

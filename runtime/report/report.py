@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compilation.memory.liveness import lifetimes, live_bytes
+from compilation.passes.training import trained_names
 from compilation.pieces import trained_parts
 from compilation.program import ARENA_ROLES, Program, Role
 from runtime.codegen.generate import STACK_BYTES
@@ -21,6 +22,7 @@ from runtime.report.figures import Series, bar, line_chart, memory_picture, numb
 from runtime.simulator import Measured
 from runtime.verdict import Outcome, TensorCheck, Validation
 
+FIGURES = ("moved", "error", "allowed", "float32", "share")     # of a trained tensor, as `tensor_figures`
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -112,20 +114,26 @@ def peak_tensors(program: Program) -> tuple[int, list[tuple[str, str, int]]]:
 
 
 def plan_rows(report: RunReport) -> list[dict[str, str]]:
-    """One row a trained tensor: what of it is trained and how far it is from float64."""
+    """One row a parameter of the plan: what of it is trained, and how far it is from float64."""
     errors = {t.name: t for t in report.validation.tensors}
     parameters = report.plan.get("parameters", report.plan)
     rows = []
-    for part in trained_parts(report.program):
+    parts = trained_parts(report.program)
+    for part in parts:
         chosen = parameters.get(part.parameter, parameters.get(part.name, "all"))
         if isinstance(chosen, dict):
             (axis, index), = chosen.items()
             what = f"{len(index)} of {part.whole[1 if axis == 'cols' else 0]} {'columns' if axis == 'cols' else 'rows'}"
+        elif part.axis:
+            what = f"{len(part.index)} of {part.whole[part.axis == 'cols']}: the others' gradient is zero: constants"
         else:
             what = str(chosen)
         e = errors.get(part.name)
         rows.append({"name": part.parameter, "what": what, "count": f"{part.bytes // 4:,}",
-                     **(tensor_figures(e) if e else dict.fromkeys(("moved", "error", "allowed", "float32", "share"), ""))})
+                     **(tensor_figures(e) if e else dict.fromkeys(FIGURES, ""))})
+    stored = {n for part in parts for n in (part.parameter, part.name)}
+    rows += [{"name": n, "what": "its gradient is zero, it is a constant", "count": "0", **dict.fromkeys(FIGURES, "")}
+             for n in trained_names(parameters) if n not in stored]
     return rows
 
 
