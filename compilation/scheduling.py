@@ -14,6 +14,7 @@ from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
+from compilation.passes.products import order_products
 from compilation.passes.shifts import unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
@@ -145,6 +146,7 @@ class Planner:
         if regions:                         # a region of one row is another than that of them all
             self.forward = self.forward.copy()
             narrow_rows(self.forward)
+            order_products(self.forward)
         self.unfelt = unfelt(self.forward) if regions else frozenset()
         self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}

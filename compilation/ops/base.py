@@ -237,7 +237,7 @@ class Op:
 
     def pointwise(self, read: str, written: str) -> bool:
         """Whether an element of one slot is read only to make the one in its place in another: that may take its storage."""
-        return self.axes(read) == self.axes(written) and not self.line.whole and not self.adds \
+        return self.axes(read) == self.axes(written) and not self.line.whole \
             and not any(self.summed(o.name) for o in self.outputs)
 
     def dims(self, site: Site) -> dict[str, int]:

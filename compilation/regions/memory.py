@@ -111,7 +111,7 @@ class Layout:
             axes = {a.label for slot in (s.makes or s.reads) for a in s.along(slot)}
             for other in self.order:
                 for slot, instance in other.reads.items():
-                    if not instance.slot or instance.tensor != s.update or other is p or not _read(other, slot):
+                    if not instance.slot or instance.tensor != s.update or other is p or not other.statement.takes(slot):
                         continue
                     mine = {a.label for a in other.statement.along(slot)}
                     for a, b in zip(p.path, other.path, strict=False):
@@ -179,7 +179,8 @@ class Layout:
             s.ahead = ahead
 
     def _results(self) -> list[Storage]:
-        return [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in self.builder.work.results and i.writes]
+        results = self.builder.work.results
+        return [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in results and i.writes]
 
     def _group(self, result: Storage) -> list[Instance]:
         """A result and what takes its place before it."""
@@ -367,12 +368,6 @@ class Layout:
         return found
 
 
-def _read(p: Placed, slot: str) -> bool:
-    """Whether the values in a slot are read, not only the shape: a weight's gradient needs no weight."""
-    op, makes = p.statement.op, p.statement.makes
-    if op.slots[slot].kind == "matrix" and all(op.slots[o].sink for o in makes):
-        return False
-    return slot not in op.needed_for or bool(set(op.needed_for[slot]) & set(makes))
 
 
 def _names(storages: Iterable[Storage]) -> dict[int, str]:

@@ -116,7 +116,7 @@ class Builder:
 
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
-        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
+        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind != "vector"}
         summed = self._made([s for s in self._roots() if id(s) not in late])
         sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place
         self._sums(sums, ())
@@ -129,7 +129,7 @@ class Builder:
     def _a_tile(self, tensor: str) -> bool:
         """Whether a sum is a token matrix, and no parameter's gradient."""
         first = self.work.sums[tensor][0]
-        return not any(t == tensor and first.op.slots[o].sink for o, t in first.makes.items())
+        return not any(t == tensor and self.work.gradient(first, o) for o, t in first.makes.items())
 
     def _made(self, roots: Iterable[Statement]) -> list[tuple[Statement, Placed]]:
         """Place them; returns the gradients that are in a buffer and have to be applied."""
@@ -166,7 +166,7 @@ class Builder:
             if s.op.slots[slot].sink and s.macs and (
                     "add" not in self.schedule.choices or self._outside(s, slot, label) or not self._small(s, slot, label)):
                 return False
-            if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
+            if "rows" in self.schedule.choices and tensor not in self.work.sums and not self.work.gradient(s, slot) \
                     and not s.op.joint and self._outside(s, slot, label):
                 return False
         return True
@@ -177,7 +177,7 @@ class Builder:
             readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
             whole = "rows" in self.schedule.choices
             self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
-                whole and t not in self.work.sums and not r.op.slots[o].sink for o, t in r.makes.items())
+                whole and t not in self.work.sums and not self.work.gradient(r, o) for o, t in r.makes.items())
                 and all(self._may_loop(r, x) for x in r.touches()) for r, slot in readers)
         return self._taken[tensor]
 
@@ -220,8 +220,8 @@ class Builder:
         for slot in s.reads:
             placed.reads[slot] = self._require(s, slot, path[:path.index(block) + 1] if block in path else block.path, path)
         self._insert(block, placed, path)
-        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s) \
-            and not set(s.makes.values()) & self.work.sums.keys()
+        placed.updates = bool(s.update) and all(s.op.slots[o].sink for o in s.makes) and not self._summed_loops(placed) \
+            and not self._still_read(s) and not set(s.makes.values()) & self.work.sums.keys()
         for slot, tensor in s.makes.items() if not placed.updates else ():
             instance = self._writes(s, slot, tensor, placed, (layouts or {}).get(slot, ROWS))
             placed.writes[slot] = instance
@@ -242,7 +242,7 @@ class Builder:
         block.items.insert(at, item)
 
     def _writes(self, s: Statement, slot: str, tensor: str, placed: Placed, layout: str) -> Instance:
-        if tensor in self.work.results and not (s.update and s.op.slots[slot].sink):
+        if tensor in self.work.results and not s.update:
             return self.slot(tensor, s.along(slot))
         if tensor in self.work.sums:
             return self.sums[tensor]
@@ -303,6 +303,9 @@ class Builder:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
         behind = {p for item in later for p in placed_in(item)}
+        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
+                                              for o, t in p.statement.reads.items()):
+            return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
                 for placed, _ in instance.writes:

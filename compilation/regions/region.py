@@ -46,11 +46,11 @@ class Region(Op):
     # slots ------------------------------------------------------------------------------------------
     @cached_property
     def inputs(self) -> tuple[Slot, ...]:  # type: ignore[override]
-        kinds: dict[str, str] = {}
+        kinds: dict[str, str] = {}      # a parameter that is read as tokens are is trained as a whole, as vectors are
         for call in self.definition.calls:
             for slot, tensor in call.inputs.items():
                 kind = REGISTRY[call.op].slots[slot].kind
-                kinds[tensor] = kind if kinds.get(tensor, kind) == kind else "vector"
+                kinds[tensor] = kind if kinds.get(tensor, kind) == kind and kind != "tile" else "vector"
         roles = {Role.INPUT: "tile", Role.CONSTANT: ""}
         return tuple(Slot(t.name, roles[t.role] or kinds.get(t.name, "vector"), element=t.element)
                      for t in self.definition.tensors.values() if t.role in roles)

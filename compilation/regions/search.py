@@ -15,6 +15,7 @@ import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
+from compilation.program import Role
 from compilation.regions.build import build
 from compilation.regions.estimate import Steps, blocks, capped, window
 from compilation.regions.estimate import work as steps_work
@@ -24,7 +25,7 @@ from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Label, Statement, Statements, takes_shares
 from compilation.target import FEATURES, TILES, Target
 
-FEW = 16                            # what has no more elements is not tiled
+FEW = 16                            # what has no more elements is not tiled where tiles of tokens are
 WORTH = 0.005                       # the share of time that more scratch has to save
 
 
@@ -74,7 +75,7 @@ def _structures(work: Statements, split: bool) -> Iterator[Structure]:
     useful = _useful(work)
     tokens = [x for x in useful if _is_token(work, x) and not x.carried]
     keys = [x for x in useful if x.carried]
-    features = [x for x in useful if x not in tokens and not x.carried and (x.size > FEW or _factor(work, x) > 1)]
+    features = [x for x in useful if x not in tokens and not x.carried and _is_long(work, x)]
     tall = max([x.size for x in (*tokens, *keys)], default=1)
     heads = [x for x in features if _factor(work, x) > 1]       # nothing is gained by heads inside of tokens
     for outside in ([*heads, *some] for some in _subsets([x for x in features if x not in heads])):
@@ -130,14 +131,31 @@ def _useful(work: Statements) -> list[Label]:
                 found += [a.label for a in s.along(slot)[:1 if t in work.sums else None] if a.label is not None]
             elif s.op.layout.get(slot) == "panel":
                 found += [a.label for a in s.along(slot)[:1] if a.label is not None]
+    ends = _ends(work)
     outer = {a.label for s in work.all for slot, t in (*s.reads.items(), *s.makes.items())
-             if t not in made and s.op.slots[slot].kind == "tile" for a in s.along(slot)[1:]}
+             if t in ends and s.op.slots[slot].kind == "tile" for a in s.along(slot)[1:]}
     return [x for x in work.labels if x in found and (x not in outer or _is_token(work, x))]
 
 
+def _ends(work: Statements) -> set[str]:
+    """The region's own slots that are token matrices, and sums."""
+    given = {n for n, t in work.definition.tensors.items() if t.role is Role.INPUT}
+    return (given | set(work.results) | work.sums.keys()) - work.gradients
+
+
 def _is_token(work: Statements, label: Label) -> bool:
-    return any(a.label is label for s in work.all for slot in (*s.reads, *s.makes) if s.op.slots[slot].kind == "tile"
-               for a in s.along(slot)[:1])
+    """Whether it runs along the rows of one of them."""
+    ends = _ends(work)
+    return any(a.label is label for s in work.all for slot, t in (*s.reads.items(), *s.makes.items())
+               if t in ends and s.op.slots[slot].kind == "tile" for a in s.along(slot)[:1])
+
+
+def _is_long(work: Statements, label: Label) -> bool:
+    """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
+    if label.size > FEW or _factor(work, label) > 1:
+        return True
+    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t not in _ends(work)]
+    return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
 
 
 def _factor(work: Statements, label: Label) -> int:
@@ -161,7 +179,7 @@ def _sinks(work: Statements) -> bool:
 
 def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Iterator[frozenset[str]]:
     shares = any(takes_shares(s.call, slot) for s in work.all for slot in s.sources)
-    forward = any(o in s.op.adds and not s.op.slots[o].sink and t not in work.sums and not s.op.joint
+    forward = any(o in s.op.adds and not work.gradient(s, o) and t not in work.sums and not s.op.joint
                   for s in work.all for o, t in s.makes.items())
     toggles = [["rows"]] * (forward and (outside or blocked)) + [["each"]] * (shares and blocked) + [["keep"]] * blocked \
         + [["add"]] * _sinks(work) + [["store"]] * blocked + [["wait"]] * (blocked and forward and outside)

@@ -53,8 +53,9 @@ def _is_strip(layout: Layout, s: Storage, loop: Block) -> bool:
     if s.origins != (None, loop) or s.instance.layout != ROWS:
         return False
     for t in layout.touches(s.instance):
-        label = t.placed.statement.along(t.slot)[-1].label
-        if t.placed.statement.op.slots[t.slot].kind != "tile" or [b for b in t.placed.path if b.label is label][-1:] != [loop]:
+        statement = t.placed.statement
+        label = statement.along(t.slot)[-1].label
+        if statement.op.slots[t.slot].kind != "tile" or [b for b in t.placed.path if b.label is label][-1:] != [loop]:
             return False
     return True
 

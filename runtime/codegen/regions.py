@@ -104,7 +104,7 @@ class _Writer:
             if s.name in used:
                 where = _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
                 if s.stands:
-                    where = f"region->{s.stands}" + ".grad" * self.slots.fields[s.stands].startswith("vt_sink")
+                    where = self._base(s.stands)
                 yield f"{INDENT}float *const {self.names[s.name]} = {where};"
 
     # -- loops -----------------------------------------------------------------------------------------
@@ -192,7 +192,9 @@ class _Writer:
         return place(window, self.shapes[window.tensor], layout, scope, strip)
 
     def _base(self, tensor: str) -> str:
-        return self.names.get(tensor, f"region->{tensor}")
+        """Where a tensor of the nest, or a slot, begins."""
+        sink = self.slots.fields.get(tensor, "").startswith("vt_sink")
+        return self.names.get(tensor, f"region->{tensor}" + ".grad" * sink)
 
     def _input(self, slot: Slot, window: Window | None, scope: Scope) -> str:
         if window is None:
@@ -211,8 +213,6 @@ class _Writer:
         if not slot.sink:
             pointer = _plus(base, p.at)
             return f"{{.at = {pointer}, .row = {p.row}, .col = {p.col}, .add = {add}}}" if slot.kind == "tile" else pointer
-        if window.tensor not in self.nest.stored and self.slots.fields[window.tensor].startswith("vt_sink"):
-            base += ".grad"
         pointer = base if slot.kind == "matrix" else _plus(base, p.at)
         own = int(slot.kind == "matrix" and window.tensor in self.nest.stored)
         return f"{{.grad = {pointer}, .param = 0, .velocity = 0, .add = {add}, .window = {own}}}"
