@@ -18,9 +18,10 @@ from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, is_cheap, takes_shares
+from compilation.target import TILES
 
 EARLY, LAST = "early", "last"
-USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
+USUAL = TILES[0]      # elements of a tile, where a choice must not depend on how large it is
 
 
 class NoNestError(ValueError):

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
+from compilation.ops.indices import Axis
 from compilation.program import Call, Program, Role
 from compilation.regions.loops import PANEL
 from compilation.types import Type
@@ -78,17 +80,15 @@ class Statement:
         return self._along[slot]
 
     def _axes(self, slot: str) -> tuple[Along, ...]:
-        sizes = self.sizes
-        found = []
-        for axis in self.op.axes(slot):
-            inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
-            size = axis.size(sizes)
-            if axis.index in self.labels:
-                label, factor = self.labels[axis.index]
-                found.append(Along(None if label.whole else label, inner * factor, size))
-            else:
-                found.append(Along(None, 1, size))
-        return tuple(found)
+        return tuple(self._along_axis(axis) for axis in self.op.axes(slot))
+
+    def _along_axis(self, axis: Axis) -> Along:
+        size = axis.size(self.sizes)
+        if axis.index not in self.labels:
+            return Along(None, 1, size)
+        label, factor = self.labels[axis.index]
+        inner = axis.factor * (self.sizes[axis.inner] if axis.inner else 1)
+        return Along(None if label.whole else label, inner * factor, size)
 
     def trained(self, slot: str) -> tuple[Along, ...]:
         """The axes of what there is of a slot: of a weight's gradient the trained part."""
@@ -125,8 +125,18 @@ class Statement:
 
     @cached_property
     def elements(self) -> int:
-        """Elements of its results."""
+        """What it goes through besides products (`Op.elements`)."""
         return self.op.elements(self.site)
+
+    @cached_property
+    def results(self) -> list[tuple[int, set[Label | None]]]:
+        """Elements of each result, and the labels of its axes."""
+        return [(prod(a.size for a in self.trained(slot)), {a.label for a in self.along(slot)}) for slot in self.makes]
+
+    @cached_property
+    def grain(self) -> tuple[Along, ...]:
+        """The axes along the lanes and the rows of its tiles, if it makes products."""
+        return tuple(self._along_axis(axis) for axis in self.op.grain(self.site.wants) or ())
 
 
 @dataclass
