@@ -15,14 +15,15 @@ import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
+from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
 from compilation.regions.nest import Block, Builder, NoNestError, Placed
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements
+from compilation.regions.sums import takes_shares
 
 TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
 FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
-FEW = 16                            # what has no more elements is not tiled
 
 
 @dataclass(frozen=True)
