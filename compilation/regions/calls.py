@@ -8,6 +8,7 @@ from dataclasses import replace
 from compilation.ops import REGISTRY
 from compilation.program import Call, Program
 from compilation.regions.loops import PANEL
+from compilation.types import Type
 
 
 def normal_calls(definition: Program, results: Iterable[str], split: bool) -> list[Call]:
@@ -121,8 +122,9 @@ def apart(call: Call, split: bool) -> list[Call]:
     return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
 
 
-def with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
-    """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own."""
+def with_copies(calls: list[Call], results: set[str], types: dict[str, Type]) -> list[Call]:
+    """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own, whose
+    type is put into `types`."""
     read = {t for c in calls for t in c.inputs.values()}
     names: dict[str, str] = {}
     copies = []
@@ -131,6 +133,7 @@ def with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
         for slot, t in c.outputs.items():
             if t in results and not op.slots[slot].sink and (t in read or op.layout.get(slot) == PANEL):
                 names[t] = f"{t}.inner"
+                types[names[t]] = types[t]
                 copies.append(Call("copy", {"x": names[t]}, {"y": t}, where=c.where))
     renamed = [replace(c, inputs={s: names.get(t, t) for s, t in c.inputs.items()},
                        outputs={s: names.get(t, t) for s, t in c.outputs.items()}) for c in calls]

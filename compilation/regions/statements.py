@@ -77,6 +77,12 @@ class Statement:
             found[at] = Along(found[at].label, found[at].factor, trained)
         return tuple(found)
 
+    def takes(self, slot: str) -> bool:
+        """Whether the values in a slot are read, not only the shape: a weight's gradient needs no weight."""
+        if self.op.slots[slot].kind == "matrix" and all(self.op.slots[o].sink for o in self.makes):
+            return False
+        return slot not in self.op.needed_for or bool(set(self.op.needed_for[slot]) & set(self.makes))
+
     def free(self, label: Label) -> bool:
         """Whether tiles of the label are tiles of every output."""
         return all(any(a.label is label for a in self.along(s)) for s in self.makes)
@@ -85,16 +91,25 @@ class Statement:
         """The labels of its indices that may be tiled."""
         return list(dict.fromkeys(label for label, _ in self.labels.values() if not label.whole))
 
+    @property
+    def adds(self) -> bool:
+        """Whether all that it makes can be added to what stands there."""
+        return all(o in self.op.adds for o in self.makes)
+
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates on whole tensors."""
         return self.op.macs(self.site)
 
+    @cached_property
+    def elements(self) -> int:
+        """Elements of its results."""
+        return self.op.elements(self.site)
+
 
 @dataclass
 class Statements:
-    """All that a region has to do. types: tensors of the definition. sums: tensors that stand whole, outside of all loops,
-    because several statements add to them, or because they are read along unlike indices.
+    """All that a region has to do. types: tensors of the definition. sums: tensors that several statements add to.
 
     roots: the statements that make a result or an update, or add to a sum, in an order that computes.
     """
@@ -106,6 +121,16 @@ class Statements:
     makers: dict[str, Statement]
     all: list[Statement]
     labels: list[Label]
+
+    def gradient(self, s: Statement, slot: str) -> bool:
+        """Whether a slot makes a parameter's gradient, or adds to it."""
+        return s.op.slots[slot].sink or s.makes[slot] in self.gradients
+
+    @cached_property
+    def gradients(self) -> frozenset[str]:
+        """The results that are gradients of parameters."""
+        fixed = {n for n, t in self.definition.tensors.items() if t.role is Role.CONSTANT}
+        return frozenset(r for r in self.results if r.startswith("d_") and r.removeprefix("d_") in fixed)
 
 
 def is_cheap(op: Op, site: Site) -> bool:
@@ -119,16 +144,16 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
 
     updates: the results that are gradients of a parameter and applied to it at once.
     """
-    calls = with_copies(normal_calls(definition, results, split), results)
     types = {n: t.type for n, t in definition.tensors.items()}
-    found = chains(calls, results)
-    shared = [c for c in found if is_shared(c, calls, results)
-              and not (c.root in types and _is_small(types[c.root], definition))]
+    calls = with_copies(normal_calls(definition, results, split), set(results) - set(updates), types)
+    found = chains(calls, results, types)
+    shared = [c for c in found if is_shared(c, calls, results) and not _is_small(types[c.root], definition)]
     standing = [c for c in found if c.root in results]
     if left := [c for c in found if c not in shared and c not in standing]:
-        sums, others = merged(calls, standing, shared)
-        standing += _standing(_connected(definition, results, sums, others, dict(types), parts), left)
-    sums, calls = merged(calls, standing, shared)
+        trial = dict(types)
+        sums, others = merged(calls, standing, shared, trial)
+        standing += _standing(_connected(definition, results, sums, others, trial, parts), left)
+    sums, calls = merged(calls, standing, shared, types)
     work = _connected(definition, results, sums, calls, types, parts)
     for s in work.all:
         name = next(iter(s.makes.values()))
@@ -139,7 +164,7 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     return work
 
 
-def _connected(definition: Program, results: tuple[str, ...], sums: Iterable[str], calls: Iterable[Call],
+def _connected(definition: Program, results: tuple[str, ...], sums: set[str], calls: Iterable[Call],
                types: dict[str, Type], parts: Mapping[str, tuple[str, int]]) -> Statements:
     """The calls as statements that know what makes what they read."""
     plain = [_statement(c, types, parts) for c in calls]
@@ -147,7 +172,8 @@ def _connected(definition: Program, results: tuple[str, ...], sums: Iterable[str
     for s in plain:
         for t in s.makes.values():
             made.setdefault(t, []).append(s)
-    work = Statements(definition, results, types, {t: made[t] for t in sums}, {}, [], [])
+    terms = {t: sorted(ss, key=lambda s: s.adds) for t, ss in made.items() if t in sums}    # what cannot add comes first
+    work = Statements(definition, results, types, terms, {}, [], [])
     _clone(plain, made, work)
     return work
 
@@ -219,7 +245,7 @@ def _standing(work: Statements, found: Iterable[Chain]) -> list[Chain]:
             for slot in adders[id(add)].sources:
                 united.read(adders[id(add)], slot)
         cut = _cut(work, united)
-        summed = [t for t in chain.terms if cut & {
+        summed = [t for t in chain.terms if t in makers and cut & {
             united.find((id(makers[t]), index))[0] for index in makers[t].op.summed(made_in(makers[t], t))}]
         if len(summed) > 1 or _mixed(work, union, united):
             standing.append(chain)
