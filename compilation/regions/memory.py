@@ -18,9 +18,9 @@ from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.estimate import own_steps, work
+from compilation.regions.labels import Along
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
-from compilation.regions.statements import Along
 from compilation.regions.strips import Ahead, find_strips
 from compilation.target import Target
 from compilation.types import BYTES, SUM, Type
@@ -350,7 +350,7 @@ class Layout:
                 continue
             axes = {a.label for a in instance.along}
             home = self.storages[id(instance)].home
-            if instance.tensor in self.builder.sums:
+            if len(self.builder.work.sums.get(instance.tensor, ())) > 1:
                 found[slot] = ()
             elif over := [b.name for b in p.path[len(home):] if b.label not in axes
                           and self.builder.sums_over(p.statement, b)]:

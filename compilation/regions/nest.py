@@ -15,9 +15,11 @@ from math import prod
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call
+from compilation.regions.labels import Along, Label
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements, is_cheap, takes_shares
+from compilation.regions.statements import Statement, Statements, is_cheap
+from compilation.regions.sums import takes_shares
 from compilation.target import TILES
 
 EARLY, LAST = "early", "last"
@@ -535,8 +537,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that several statements add to, filled with zeros and complete: the first terms of all, then the
-        second."""
+        """Tensors that stand whole, complete: where several statements add to them, filled with zeros, and the first terms
+        of all, then the second."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -548,9 +550,10 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self.place(term, self.open(self.root, self.loops_of(term), term, child))
+                block = self.open(self.root, self.loops_of(term), term, child)
+                self.place(term, block, open_ if block is self.root else ())
         for tensor, ts in terms.items():
-            if _begins(ts[0], tensor):
+            if len(ts) == 1 or _begins(ts[0], tensor):
                 continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]

@@ -19,13 +19,14 @@ from compilation.program import Role
 from compilation.regions.build import build
 from compilation.regions.estimate import Steps, blocks, capped, window
 from compilation.regions.estimate import work as steps_work
+from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
 from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements
+from compilation.regions.sums import takes_shares
 from compilation.target import FEATURES, TILES, Target
 
-FEW = 16                            # what has no more elements is not tiled where tiles of tokens are
 WORTH = 0.005                       # the share of time that more scratch has to save
 
 
