@@ -14,7 +14,8 @@ from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
-from compilation.passes.shifts import unfelt
+from compilation.passes.reassociate import project_queries
+from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
 from compilation.passes.training import (
@@ -134,11 +135,13 @@ class Planner:
                  momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False) -> None:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
+        self.unfelt: frozenset[str] = frozenset()
         self.form = form_regions if regions else form_streams
         if regions:                         # a region of one row is another than that of them all
             self.forward = self.forward.copy()
             narrow_rows(self.forward)
-        self.unfelt = unfelt(self.forward) if regions else frozenset()
+            self.unfelt = unfelt(self.forward)
+            self.forward = project_queries(self.forward)
         self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
@@ -158,6 +161,7 @@ class Planner:
         make_matrices(program)
         verify(program, "forward")
         plan = {n: s for n, s in check_plan(program, self.plan, self.shapes).items() if n not in self.unfelt}
+        drop_unread(program, self.unfelt)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)

@@ -127,6 +127,9 @@ class Op:
     before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
+    scored: ClassVar[tuple[str, str] | None] = None     # two inputs of which only the products row by row, by head, matter
+    mixed: ClassVar[str | None] = None          # the input of which a row of the result is a weighted mean, head by head
+    by_head: ClassVar[tuple[str, str] | None] = None    # of one token: operations that map its heads by w, by its transpose
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
     shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 

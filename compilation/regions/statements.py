@@ -330,7 +330,7 @@ def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Ca
     merged: set[int] = set()
     for call in reversed(calls):
         terms = list(call.inputs.values())
-        if call.op != ADD or id(call) in merged or len(set(terms)) != 2:
+        if call.op != ADD or id(call) in merged or len(set(terms)) != 2 or len({id(made.get(t)) for t in terms}) != 2:
             continue
         root = call.outputs["y"]
         if all(map(summable, terms)):
