@@ -5,21 +5,24 @@ from __future__ import annotations
 from compilation.errors import VerificationError
 from compilation.memory.liveness import padded
 from compilation.memory.validate import check_program_memory
-from compilation.passes.rewrite import site
+from compilation.passes.rewrite import shape_of, site
 from compilation.program import VIEW, Program, Role, Tensor
+from compilation.regions.judge import judge as judge_nest
+from compilation.regions.nest import NoNestError
 from compilation.types import F32, LABEL, PIXELS, Element
 from compilation.verify import RELAX, verify
 
 
 def judge(program: Program, after: str = "") -> None:
     """Everything that `verify` checks, and that the Program is complete: every call can be emitted, has the scratch it
-    needs, the interface is whole, and the memory plan holds.
+    needs, the interface is whole, the loops of every region compute what it stands for, and the memory plan holds.
 
     Raises VerificationError or PlacementError.
     """
     verify(program, after)
     prefix = f"after {after}: " if after else ""
     _check_interface(program, prefix)
+    _check_nests(program, prefix)
     _check_scratch(program, prefix)
     check_program_memory(program, program.arena_bytes)
 
@@ -74,3 +77,26 @@ def _check_scratch(program: Program, prefix: str) -> None:
             raise VerificationError(f"{at}it needs {padded(need)} bytes of scratch and has {have}")
         if c.scratch is not None:
             users[c.scratch] = i
+
+
+def _check_nests(program: Program, prefix: str) -> None:
+    """The loops of every region, as its call has them: what is made in an input's place, what is trained and updated."""
+    judged: set[object] = set()
+    for i, c in enumerate(program.calls):
+        region = program.regions.get(c.op)
+        if region is None:
+            continue
+        where = site(program, c)
+        alias = {s: program.tensors[t].alias for s, t in c.outputs.items()}
+        over = {s: into for s, a in alias.items() for into, t in c.inputs.items() if t == a}
+        key = (c.op, where.wants, where.updates, *(tuple(sorted(d.items())) for d in (where.parts, c.attrs, over)))
+        if key in judged:
+            continue
+        judged.add(key)
+        made = region.infer(where)
+        given = {**where.shapes, **{s: shape_of(program, t) for s, t in c.updates.items()}}
+        try:
+            judge_nest(region.nest(where), given, {s: made[s].shape for s in c.outputs}, where.parts, c.updates, over)
+        except (NoNestError, ValueError, VerificationError) as error:
+            at = f"{prefix}call {i} {c.op} ({c.where or 'top level'})"
+            raise VerificationError(f"{at}, scheduled {c.attrs.get('schedule')!r}: {error}") from None

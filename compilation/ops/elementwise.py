@@ -138,9 +138,9 @@ class TanhGrad(ActivationGrad):
 
 @register
 class Copy(Elementwise):
-    """y = x, in another place or with other strides."""
+    """y = x, in another place or with other strides, or added to what stands there."""
 
-    name, symbol = "copy", "vt_copy"
+    name, symbol, adds = "copy", "vt_copy", ("y",)
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     rowwise, vanishes, linear, shifts = ("x",), (("x",),), {"x": ("y",)}, ("x",)
 

@@ -34,7 +34,7 @@ class RunReport:
     training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
     "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text). gram: readings of
     trained Gram residuals over the fine-tuning [{"step", "block", "T_over_Z_norm", "A_norm", "B_norm", ...}]. stages: name
-    of a stage -> wall seconds.
+    of a stage -> wall seconds. slower: estimated time of a step, times that without recomputation.
     """
 
     name: str
@@ -50,6 +50,7 @@ class RunReport:
     training_losses: list[float] = field(default_factory=list)
     macs_without_recompute: int | None = None
     schedule: str = ""
+    slower: float | None = None
     frontier: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     gram: list[dict[str, float]] = field(default_factory=list)
@@ -71,7 +72,7 @@ class RunReport:
             "output_bytes": m.output_bytes, "stack_reserve_bytes": STACK_BYTES, "stack_measured_bytes": m.stack_bytes,
             "stack_host_bytes": m.host_stack_bytes,
             "macs_per_step": m.macs, "macs_predict": m.predict_macs,
-            "macs_without_recompute": self.macs_without_recompute,
+            "macs_without_recompute": self.macs_without_recompute, "slower_estimated": self.slower,
             "trained_parameters": self.trained_parameters, "plan": self.plan,
             "accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after,
             "trace_steps": v.steps, "loss_max_rel_error": v.loss_max_rel_error,
@@ -205,7 +206,8 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
     agree = "= planned" if planned == m.ram_bytes else f"PLANNED {planned:,}"
     gap = m.arena_bytes / report.arena_lower_bound_bytes if report.arena_lower_bound_bytes else float("nan")
     base = report.macs_without_recompute
-    again = f" ({m.macs / base:.2f} x without recompute)" if base else ""
+    time = f", estimated time {report.slower:.2f} x" if report.slower else ""
+    again = f" ({m.macs / base:.2f} x without recompute{time})" if base else ""
     return [
         ("accuracy, held out", f"{percent(report.accuracy_before)} before, {percent(report.accuracy_after)} after"),
         ("budget", budget),

@@ -92,7 +92,7 @@ def holds(region: Region, wants: list[str], updates: list[str], parts: dict[str,
     outputs = {r: region.infer(site)[r].shape for r in wants if r not in updates}
     for option in picked:
         nest, layout = plan.nest(region, site, option.schedule), plan.layout(region, site, option.schedule)
-        assert (nest.scratch, layout.macs) == (option.scratch, option.macs), option.schedule
+        assert (nest.scratch, *layout.work) == (option.scratch, option.macs, option.time), option.schedule
         judge(nest, site.shapes, outputs, site.parts, [u.removeprefix("d_") for u in updates])
         for one_scratch in (False, True):
             made = run(nest, inputs, outputs, parts, one_scratch=one_scratch)
