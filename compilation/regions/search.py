@@ -155,7 +155,8 @@ def _is_long(work: Statements, label: Label) -> bool:
     """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
     if label.size > FEW or _factor(work, label) > 1:
         return True
-    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t not in _ends(work)]
+    inner = {t for s in work.all for t in s.makes.values()} - _ends(work) - set(work.results)
+    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t in inner]
     return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
 
 
