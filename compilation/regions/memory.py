@@ -345,7 +345,7 @@ class Layout:
         for slot, instance in p.writes.items():
             if slot not in p.statement.op.adds:
                 continue
-            axes = {a.label for a in instance.along}
+            axes = {a.label for a in p.statement.along(slot)}       # a sum, made whole, has none
             home = self.storages[id(instance)].home
             if len(self.builder.work.sums.get(instance.tensor, ())) > 1:
                 found[slot] = ()
