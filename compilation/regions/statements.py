@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
+from compilation.ops.indices import Axis
 from compilation.program import Call, Program, Role
 from compilation.regions.calls import normal_calls, with_copies
 from compilation.regions.labels import FEW, Along, Label, Union, factors, label_all, made_in, mixes
@@ -56,17 +58,15 @@ class Statement:
         return self._along[slot]
 
     def _axes(self, slot: str) -> tuple[Along, ...]:
-        sizes = self.sizes
-        found = []
-        for axis in self.op.axes(slot):
-            inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
-            size = axis.size(sizes)
-            if axis.index in self.labels:
-                label, factor = self.labels[axis.index]
-                found.append(Along(None if label.whole else label, inner * factor, size))
-            else:
-                found.append(Along(None, 1, size))
-        return tuple(found)
+        return tuple(self._along_axis(axis) for axis in self.op.axes(slot))
+
+    def _along_axis(self, axis: Axis) -> Along:
+        size = axis.size(self.sizes)
+        if axis.index not in self.labels:
+            return Along(None, 1, size)
+        label, factor = self.labels[axis.index]
+        inner = axis.factor * (self.sizes[axis.inner] if axis.inner else 1)
+        return Along(None if label.whole else label, inner * factor, size)
 
     def trained(self, slot: str) -> tuple[Along, ...]:
         """The axes of what there is of a slot: of a weight's gradient the trained part."""
@@ -103,8 +103,18 @@ class Statement:
 
     @cached_property
     def elements(self) -> int:
-        """Elements of its results."""
+        """What it goes through besides products (`Op.elements`)."""
         return self.op.elements(self.site)
+
+    @cached_property
+    def results(self) -> list[tuple[int, set[Label | None]]]:
+        """Elements of each result, and the labels of its axes."""
+        return [(prod(a.size for a in self.trained(slot)), {a.label for a in self.along(slot)}) for slot in self.makes]
+
+    @cached_property
+    def grain(self) -> tuple[Along, ...]:
+        """The axes along the lanes and the rows of its tiles, if it makes products."""
+        return tuple(self._along_axis(axis) for axis in self.op.grain(self.site.wants) or ())
 
 
 @dataclass
