@@ -572,7 +572,12 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self.open(self.root, self.loops_of(update), update, None)
+        block, loops = self.root, self.loops_of(update)
+        for outer in made.path if s.op.slots[slot].kind == "matrix" else ():    # there is one window of it at a time
+            if (outer.label, outer.tile) not in [(x, tile) for x, _, tile in loops]:
+                break
+            block, loops = outer, [x for x in loops if (x[0], x[2]) != (outer.label, outer.tile)]
+        block = self.open(block, loops, update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:

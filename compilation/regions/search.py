@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -156,8 +157,9 @@ def _is_long(work: Statements, label: Label) -> bool:
     if label.size > FEW or _factor(work, label) > 1:
         return True
     inner = {t for s in work.all for t in s.makes.values()} - _ends(work) - set(work.results)
-    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t in inner]
-    return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
+    cut = [s.along(slot) for s in work.all for slot, t in s.makes.items() if t in inner]
+    return any(prod(a.size for a in axes) > FEW * label.size for axes in cut if label in [a.label for a in axes]
+               and not any(a.label and (a.label.carried or _is_token(work, a.label)) for a in axes))
 
 
 def _factor(work: Statements, label: Label) -> int:
