@@ -182,7 +182,7 @@ def test_regions_made_by_the_compiler_compute_the_same(name: str, budget: str | 
     """Chains of leaves as loops over tiles, in the place of the operations that are streamed by hand."""
     model = small_model(gram={"enabled": False})
     plan = resolve_plan(PlanConfig(**PLANS[name]), model)
-    compiled = compile_small(model, plan, budget, regions=True)
+    compiled = compile_small(model, plan, budget)
     assert not any(c.op.startswith(("mlp_block", "attn_block")) for c in compiled.program.calls)
     trace = trace_of(model, plan, steps=5)
     generate(compiled.program, compiled.values, tmp_path / "c")

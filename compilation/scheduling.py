@@ -15,7 +15,6 @@ from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.storage import share_storage, tune
-from compilation.passes.streams import form_streams
 from compilation.passes.training import (
     Selection,
     add_loss,
@@ -126,18 +125,14 @@ class Planner:
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
     zero: the parameters that are all zero; what they make is left out where the plan does not train them.
-    regions: form regions of a Program that was imported as leaves; else the streamed operations.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False) -> None:
-        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset()) -> None:
+        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan))).copy()
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
-        self.form = form_regions if regions else form_streams
-        if regions:                         # a region of one row is another than that of them all
-            self.forward = self.forward.copy()
-            narrow_rows(self.forward)
-        self.chains = self.form(self.forward.copy())
+        narrow_rows(self.forward)           # first: a region of one row is another than that of them all
+        self.chains = form_regions(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 
@@ -150,8 +145,7 @@ class Planner:
     def _build(self, whole: int) -> Structure:
         program = self.forward.copy()
         program.momentum = self.momentum
-        self.form(program, set(range(self.chains - whole)))
-        narrow_rows(program)
+        form_regions(program, set(range(self.chains - whole)))
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")

@@ -2,23 +2,18 @@
 
 from compilation.ops import (
     attention,
-    attn_block,
     buffers,
     columns,
     elementwise,
     embed,
-    gram,
     linear,
     loss,
     matmul,
-    mlp_block,
     normalisation,
     optimiser,
-    packed_attention,
     rows,
 )
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise",
-           "embed", "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention",
-           "rows"]
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "buffers", "columns", "elementwise", "embed",
+           "linear", "loss", "matmul", "normalisation", "optimiser", "rows"]

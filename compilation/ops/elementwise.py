@@ -49,7 +49,7 @@ class Activation(WithAct):
     """y = act(x)."""
 
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace = {"y": "x"}
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = (("x",),)     # of all but those that are not 0 at 0
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -142,7 +142,7 @@ class Copy(Elementwise):
 
     name, symbol = "copy", "vt_copy"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    rowwise, vanishes, linear = ("x",), (("x",),), {"x": ("y",)}
+    vanishes, linear = (("x",),), {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"]}
@@ -154,7 +154,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a", "b"),)
+    inplace, vanishes = {"y": "a"}, (("a", "b"),)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -166,7 +166,7 @@ class Mul(Elementwise):
 
     name, symbol, gradient = "mul", "vt_mul", "mul_grad"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a",), ("b",))
+    inplace, vanishes = {"y": "a"}, (("a",), ("b",))
     linear = {"a": ("y",), "b": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -201,7 +201,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     attrs = {"value": (float, 1.0)}
-    inplace, rowwise, vanishes, linear = {"y": "x"}, ("x",), (("x",),), {"x": ("y",)}
+    inplace, vanishes, linear = {"y": "x"}, (("x",),), {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -216,7 +216,7 @@ class Scale(Op):
 
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs, indices = (tile("x"), vector("s")), (tile("y"),), "x: n c, s: c -> y: n c"
-    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
+    inplace, vanishes = {"y": "x"}, (("x",), ("s",))
     linear = {"x": ("y",), "s": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:

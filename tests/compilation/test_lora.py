@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from compilation.passes.streams import form_streams
 
 from algorithm.models.lora import LoraLinear, add_lora
-from compilation.passes.streams import form_streams
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program

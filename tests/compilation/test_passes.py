@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from compilation.passes.streams import form_streams
 from torch import nn
 
 from compilation.capture import InputSpec, capture
@@ -16,7 +17,6 @@ from compilation.errors import BudgetError, CaptureError, UnsupportedOperationEr
 from compilation.memory.liveness import lifetimes, live_bytes, lower_bound
 from compilation.memory.validate import check_program_memory
 from compilation.passes.narrow import narrow_rows
-from compilation.passes.streams import form_streams
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program, Role, Tensor

@@ -68,7 +68,7 @@ class Vit(nn.Module):
 def regions(tokens: int, width: int, heads: int, hidden: int, one: bool = False) -> list[Region]:
     """The distinct regions: attention, MLP, and with `one` those of a single query."""
     model = Vit(tokens, width, heads, hidden, one)
-    program = import_model(capture(model, InputSpec(model.shape), importable()), "vit", leaves=True)
+    program = import_model(capture(model, InputSpec(model.shape), importable()), "vit")
     narrow_rows(program)
     form_regions(program)
     return list(program.regions.values())

@@ -93,7 +93,7 @@ def test_verdicts_speak_of_the_parameter(name: str) -> None:
                          ids=["all", "columns", "rows"])
 def test_a_packed_layer_trains_in_c(plan: dict[str, Selection] | None) -> None:
     """Its halves are made apart; everything that is compared goes by the parameter's name."""
-    made = trains_like_torch(Classifier(lambda: Gated(True)), InputSpec((6, WIDTH)), plan, leaves=True)
+    made = trains_like_torch(Classifier(lambda: Gated(True)), InputSpec((6, WIDTH)), plan)
     assert len(pieces(made.program)["layers.0.layers.0.weight"]) >= 2
     assert {c.op for c in made.program.calls} >= {"silu", "mul", "linear"}
 
@@ -101,7 +101,7 @@ def test_a_packed_layer_trains_in_c(plan: dict[str, Selection] | None) -> None:
 def test_the_simulator_reads_and_writes_whole_parameters(tmp_path: Path) -> None:
     model = Classifier(lambda: Gated(True))
     plan: dict[str, Selection] = {"layers.0.layers.0.weight": {"rows": [3, 11, 12, 23]}, "layers.0.layers.0.bias": "all"}
-    made = Compiler(model, InputSpec((6, WIDTH)), leaves=True).compile(plan)
+    made = Compiler(model, InputSpec((6, WIDTH))).compile(plan)
     generate(made.program, made.values, tmp_path / "c")
     whole = {n: torch.randn_like(p).numpy() for n, p in model.named_parameters() if n in plan}
     with Simulator(tmp_path / "c", made.program) as simulator:
