@@ -286,5 +286,6 @@ def binding(program: Program) -> str:
     call = program.calls[at]
     tensors = sorted(((program.tensors[n].bytes, n) for n, (a, b) in life.items() if a <= at < b), reverse=True)
     listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
-    return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
+    made_of = f" ({program.chain(call)})" if call.op in program.regions else ""
+    return f"{call.op}{made_of} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
 

@@ -122,8 +122,7 @@ def everything(model: nn.Module) -> dict[str, Selection]:
 
 def regions(program: Program) -> Counter[str]:
     """Operations in a region -> how many calls of such regions there are."""
-    return Counter(" ".join(c.op for c in program.regions[call.op].definition.calls)
-                   for call in program.calls if call.op in program.regions)
+    return Counter(program.chain(c) for c in program.calls if c.op in program.regions)
 
 
 MLP = "layer_norm linear gelu linear add"
@@ -292,8 +291,7 @@ def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> N
     spec = InputSpec((6, widths[0]))
     program = Compiler(model, spec).forward.copy()
     assert form_regions(program) == len(want)
-    assert [" ".join(c.op for c in program.regions[call.op].definition.calls)
-            for call in program.calls if call.op in program.regions] == want
+    assert [program.chain(c) for c in program.calls if c.op in program.regions] == want
     x = torch.randn(1, 6, widths[0])
     check(model, spec, everything(model), x.numpy(), x.double())
 
