@@ -141,8 +141,8 @@ def walk(config: RunConfig, folder: RunFolder, journal: Journal) -> Path:
 
     report = RunReport(
         config.run_name, compiled.program, measured, validation, compiled.bound, compiled.trained_parameters,
-        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, points,
-        {**facts, **recipe_facts(config)}, gram=growth, stages=journal.seconds)
+        plan.to_dict(), budget, before, after, losses, compiled.macs_without_recompute, compiled.schedule, compiled.slower,
+        points, {**facts, **recipe_facts(config)}, gram=growth, stages=journal.seconds)
     for name in ("report.html", "summary.json"):
         folder.file(name)
     write_report(folder.path, report)

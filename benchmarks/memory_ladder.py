@@ -139,6 +139,7 @@ def execute(compiled: Compiled, model: torch.nn.Module, plan: UpdatePlan, row: R
         "fits": True, "ram_planned_bytes": compiled.memory.total, "ram_measured_bytes": measured.ram_bytes,
         "arena_bytes": measured.arena_bytes, "arena_lower_bound_bytes": compiled.bound, "macs": measured.macs,
         "macs_planned": compiled.macs, "macs_without_recompute": compiled.macs_without_recompute,
+        "slower_estimated": compiled.slower,
         "schedule": compiled.schedule, "loss_max_rel_error": check.loss_max_rel_error,
         "weight_max_abs_error": check.weight_max_abs_error,
         "loss_max_rel_error_float32": check.loss_max_rel_error_float32,
@@ -150,7 +151,7 @@ def execute(compiled: Compiled, model: torch.nn.Module, plan: UpdatePlan, row: R
 def table(rows: list[dict[str, Any]]) -> Table:
     out = Table(title="What fits: exact float32, batch 1, SGD, 10 classes, decimal bytes")
     for name in ("budget", "model", "scheme", "gram", "RAM planned", "= measured", "arena/bound", "MACs/no recompute",
-                 "loss error", "weight error", "PyTorch's peak"):
+                 "estimated time", "loss error", "weight error", "PyTorch's peak"):
         out.add_column(name)
     for r in rows:
         head = (r["budget"], r["model"], r["scheme"], "yes" if r["gram"] else "no")
@@ -161,6 +162,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         out.add_row(*head, f"{r['ram_planned_bytes']:,}", "yes" if same else f"[red]{r['ram_measured_bytes']:,}[/]",
                     f"{r['arena_bytes'] / r['arena_lower_bound_bytes']:.4f}",
                     f"{r['macs'] / 1e6:,.0f} M / {r['macs'] / r['macs_without_recompute']:.2f}",
+                    f"{r['slower_estimated']:.2f} x",
                     f"{r['loss_max_rel_error']:.1e} ({r['loss_max_rel_error_float32']:.1e})",
                     f"{r['weight_max_abs_error']:.1e} ({r['weight_max_abs_error_float32']:.1e})",
                     f"{r['torch_peak_bytes']:,}")

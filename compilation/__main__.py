@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
           f"state {m.state:,}, outputs {m.outputs:,}, stack {m.stack:,}\n"
           f"flash {m.flash:,} bytes of constants\n"
           f"multiply-accumulates {compiled.macs:,} a step "
-          f"({compiled.macs / max(compiled.macs_without_recompute, 1):.2f} x without recomputation)\n"
+          f"({compiled.macs / max(compiled.macs_without_recompute, 1):.2f} x without recomputation, "
+          f"estimated time {compiled.slower:.2f} x)\n"
           f"trained parameters {compiled.trained_parameters:,}\nschedule: {compiled.schedule}\n"
           f"written: {args.output} (python -m runtime {args.output} emits and runs the C code)")
     return 0

@@ -1,11 +1,12 @@
-"""What a Program costs: RAM and flash bytes, multiply-accumulates (recomputation included)."""
+"""What a Program costs: RAM and flash bytes, multiply-accumulates and estimated time (recomputation included)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from compilation.passes.rewrite import site
-from compilation.program import Call, Program, Role
+from compilation.program import VIEW, Call, Program, Role
 from compilation.types import INDEX
 
 FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
@@ -23,6 +24,18 @@ def call_macs(program: Program, call: Call) -> int:
 def total_macs(program: Program) -> int:
     """Multiply-accumulates of one training step, the long tail's included: exactly what the C counter counts."""
     return sum(call_macs(program, c) for c in program.calls)
+
+
+def call_time(program: Program, call: Call) -> int:
+    """Estimated time of one call with its present settings, in multiply-accumulates of full tiles (0 for pure renamings)."""
+    if program.has_op(call):
+        return program.op(call).time(site(program, call))
+    return call_macs(program, call) or sum(prod(program.tensors[t].shape) for t in call.outputs.values() if call.op != VIEW)
+
+
+def total_time(program: Program) -> int:
+    """Estimated time of one training step, in multiply-accumulates of full tiles."""
+    return sum(call_time(program, c) for c in program.calls)
 
 
 @dataclass(frozen=True)

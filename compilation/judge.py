@@ -87,8 +87,8 @@ def _check_nests(program: Program, prefix: str) -> None:
         if region is None:
             continue
         where = site(program, c)
-        places = {s: next((i for i, n in c.inputs.items() if n == program.tensors[t].alias), "") for s, t in c.outputs.items()}
-        over = {s: i for s, i in places.items() if i}
+        alias = {s: program.tensors[t].alias for s, t in c.outputs.items()}
+        over = {s: into for s, a in alias.items() for into, t in c.inputs.items() if t == a}
         key = (c.op, where.wants, where.updates, *(tuple(sorted(d.items())) for d in (where.parts, c.attrs, over)))
         if key in judged:
             continue

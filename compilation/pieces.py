@@ -152,6 +152,12 @@ class TrainedPart:
             return whole.ravel()
         return np.take(whole.reshape(self.whole), self.index, 1 if self.axis == "cols" else 0).ravel()
 
+    def rest(self, whole: np.ndarray) -> np.ndarray:
+        """The elements that are not stored, flat."""
+        if self.axis is None:
+            return whole.ravel()[:0]
+        return np.delete(whole.reshape(self.whole), self.index, 1 if self.axis == "cols" else 0).ravel()
+
 
 def trained_parts(program: Program) -> list[TrainedPart]:
     """One for each parameter of which anything is trained, in Program order."""

@@ -26,7 +26,8 @@ class Compiled:
     """A compiled training step.
 
     program: placed and verified. values: initial value of every CONSTANT and TRAINED tensor. memory: bytes by kind.
-    bound: liveness lower bound of the arena. macs / macs_without_recompute: multiply-accumulates a step.
+    bound: liveness lower bound of the arena. macs, time: multiply-accumulates a step and its estimated time, in those
+    of full tiles; *_without_recompute: of the fastest step, whatever its RAM.
     """
 
     program: Program
@@ -35,8 +36,15 @@ class Compiled:
     bound: int
     macs: int
     macs_without_recompute: int
+    time: int
+    time_without_recompute: int
     schedule: str
     trained_parameters: int
+
+    @property
+    def slower(self) -> float:
+        """Estimated time of a step, times that without recomputation."""
+        return self.time / max(self.time_without_recompute, 1)
 
 
 class Compiler:
@@ -74,7 +82,7 @@ class Compiler:
         if schedule is None:
             raise self.refusal("this update plan", planner.smallest(), budget or 0)
         say("placing the arena")
-        return self.finish(schedule, unconstrained.macs, budget)
+        return self.finish(schedule, unconstrained, budget)
 
     def refusal(self, what: str, smallest: Schedule, budget: int, nearest: str | None = None,
                 otherwise: str = "") -> BudgetError:
@@ -89,8 +97,8 @@ class Compiler:
         after = f"nearest plan that fits: {nearest}" if nearest else otherwise
         return BudgetError(f"{text}; {after}" if after else text, smallest.ram, where, nearest)
 
-    def finish(self, schedule: Schedule, macs_without_recompute: int, budget: int | None) -> Compiled:
-        """Place, check and cost a schedule; the schedule itself stays as it is."""
+    def finish(self, schedule: Schedule, unconstrained: Schedule, budget: int | None) -> Compiled:
+        """Place, check and cost a schedule, beside the fastest one; the schedules themselves stay as they are."""
         program = schedule.program.copy()
         capacity = None if budget is None else budget - schedule.fixed
         place_program(program, capacity)
@@ -98,8 +106,8 @@ class Compiler:
         cost = memory(program)
         trained = sum(int(np.prod(t.shape)) for t in program.tensors.values() if t.role.value == "trained")
         return Compiled(program, parameter_values(program, self.exported.parameters), cost, lower_bound(program),
-                        schedule.macs, macs_without_recompute, f"{schedule.streamed}; {schedule.checkpoints} checkpoints",
-                        trained)
+                        schedule.macs, unconstrained.macs, schedule.time, unconstrained.time,
+                        f"{schedule.streamed}; {schedule.checkpoints} checkpoints", trained)
 
 
 def place_program(program: Program, capacity: int | None) -> None:

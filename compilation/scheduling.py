@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
-from compilation.cost import call_macs, fixed_bytes, total_macs
+from compilation.cost import call_time, fixed_bytes, total_macs, total_time
 from compilation.memory.liveness import lifetimes, live_bytes
 from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
+from compilation.passes.products import order_products
+from compilation.passes.shifts import unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.training import (
     Selection,
@@ -44,6 +46,7 @@ class Schedule:
     peak: int                 # arena bytes live at the worst call
     fixed: int                # RAM outside the arena
     macs: int
+    time: int                 # estimated, in multiply-accumulates of full tiles
     streamed: str             # how the chains are computed, for people
     order: Order
 
@@ -70,6 +73,7 @@ class Weighed:
     arena: int | None
     peak: int
     macs: int
+    time: int
     ram: int
 
 
@@ -78,15 +82,15 @@ class Structure:
 
     def __init__(self, program: Program, chain: Chain, label: str) -> None:
         self.program, self.chain, self.label = program, chain, label
-        self.scheduler = Scheduler(program, chain, lambda c: call_macs(program, c))
+        self.scheduler = Scheduler(program, chain, lambda c: call_time(program, c))
         self.scales = Scales(program)
         self.fixed = fixed_bytes(program)
         self.floor = max((self.scales.floor((*s.inner, *s.backward)) for s in chain.segments), default=0)
-        self._weighed: dict[tuple[Order, int | None], tuple[int, int]] = {}
+        self._weighed: dict[tuple[Order, int | None], tuple[int, int, int]] = {}
         self._steps: tuple[Order | None, list[Step]] = (None, [])
         self._anyway: dict[int, int] = {}       # by the segment from which on all is kept
         onward = [c for s in chain.segments for c in s.onward]
-        self._ratio = min((self.scales.least((c,)) / work for c in onward if (work := call_macs(program, c))), default=1.0)
+        self._ratio = min((self.scales.least((c,)) / work for c in onward if (work := call_time(program, c))), default=1.0)
 
     def emit(self, order: Order) -> Program:
         """The ordered step; storage shared, not tuned."""
@@ -95,16 +99,16 @@ class Structure:
         verify(program, f"checkpoints({order.slots})")
         return program
 
-    def weigh(self, order: Order, arena: int | None) -> tuple[int, int]:
-        """(peak bytes of the arena, multiply-accumulates) of an order, tuned for an arena of `arena` bytes."""
+    def weigh(self, order: Order, arena: int | None) -> tuple[int, int, int]:
+        """(peak bytes of the arena, multiply-accumulates, estimated time) of an order, tuned for so large an arena."""
         if (order, arena) not in self._weighed:
             if self._steps[0] != order:
                 self._steps = order, self.scales.steps(self.scheduler.parts(order))
             self._weighed[order, arena] = self.scales.weigh(self._steps[1], arena)
         return self._weighed[order, arena]
 
-    def least_macs(self, order: Order) -> int:
-        """No fewer multiply-accumulates are possible with this order, whatever the kernel settings."""
+    def least_time(self, order: Order) -> int:
+        """No less estimated time is possible with this order, whatever the kernel settings."""
         if order.kept not in self._anyway:
             once = [s.calls if k >= order.kept else (*s.once, *(s.inner if s.backward else ()))
                     for k, s in enumerate(self.chain.segments)]
@@ -132,6 +136,8 @@ class Planner:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan))).copy()
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
         narrow_rows(self.forward)           # first: a region of one row is another than that of them all
+        order_products(self.forward)
+        self.unfelt = unfelt(self.forward)
         self.chains = form_regions(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
@@ -149,7 +155,7 @@ class Planner:
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
-        plan = check_plan(program, self.plan, self.shapes)
+        plan = {n: s for n, s in check_plan(program, self.plan, self.shapes).items() if n not in self.unfelt}
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)
@@ -173,23 +179,24 @@ class Planner:
         program = structure.emit(order)
         peak = tune(program, arena)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
-        return Schedule(program, peak, fixed_bytes(program), total_macs(program), structure.label, order)
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), total_time(program),
+                        structure.label, order)
 
     def _weigh(self, whole: int, order: Order, arena: int | None) -> Weighed:
         structure = self.structure(whole)
-        peak, macs = structure.weigh(order, arena)
-        return Weighed(whole, order, arena, peak, macs, peak + structure.fixed)
+        peak, macs, time = structure.weigh(order, arena)
+        return Weighed(whole, order, arena, peak, macs, time, peak + structure.fixed)
 
     def smallest(self, max_recompute: float | None = None) -> Schedule:
         """The schedule with the least RAM.
 
-        max_recompute: of the schedules with at most so many times the multiply-accumulates of no recomputation
+        max_recompute: of the schedules with at most so many times the estimated time of no recomputation
         (of all, when none of them is that fast).
         """
         structure = self.structure(0)
         starts = [(source, kept) for kept in structure.chain.kept_options() for source in structure.sources()]
         if max_recompute is not None:
-            limit = int(max_recompute * self.unconstrained().macs)
+            limit = int(max_recompute * self.unconstrained().time)
             found: Weighed | None = None
             for (source, kept), stride in product(starts, STRIDES):
                 for slots in range(structure.max_slots(kept) + 1):
@@ -204,16 +211,16 @@ class Planner:
         return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
     def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
-        """With this order, the smallest arena within `limit` multiply-accumulates (to 1 %), by bisection."""
+        """With this order, the smallest arena within `limit` of estimated time (to 1 %), by bisection."""
         best = self._weigh(0, order, None)
         low = self._weigh(0, order, 0).peak
-        if best.macs > limit or (below is not None and low >= below.peak):
+        if best.time > limit or (below is not None and low >= below.peak):
             return None
         high = best.peak
         while high - low > low // 100:
             middle = (low + high) // 2
             schedule = self._weigh(0, order, middle)
-            if schedule.macs <= limit:
+            if schedule.time <= limit:
                 best, high = schedule, middle
             else:
                 low = middle
@@ -228,13 +235,13 @@ class Planner:
         return self._unconstrained
 
     def fastest(self, budget: int) -> Schedule | None:
-        """The schedule with the fewest multiply-accumulates within `budget` bytes of RAM; None if none fits."""
+        """The schedule with the least estimated time within `budget` bytes of RAM; None if none fits."""
         best = self._explore(budget)
         return self._make(best.whole, best.order, best.arena) if best else None
 
     def _explore(self, budget: int) -> Weighed | None:
         """For each way of streaming, of starting recomputation and of keeping the upper segments, the most checkpoints
-        that fit, or a few less: of these the one with the least work. What cannot be the best is not weighed."""
+        that fit, or a few less: of these the fastest one. What cannot be the best is not weighed."""
         best: Weighed | None = None
         for whole in self._whole_options():
             structure = self.structure(whole)
@@ -246,7 +253,7 @@ class Planner:
             for source, stride in product(structure.sources(), STRIDES):
                 for kept in structure.chain.kept_options():
                     found, fits = self._most_slots(whole, Order(0, source, kept, stride), room, best)
-                    best = min([w for w in (best, *found) if w], key=lambda w: (w.macs, w.ram), default=None)
+                    best = min([w for w in (best, *found) if w], key=lambda w: (w.time, w.ram), default=None)
                     if not fits:
                         break                   # so does keeping more
         return best
@@ -256,9 +263,9 @@ class Planner:
         of order may fit at all."""
         structure = self.structure(whole)
         high = structure.max_slots(order.kept)
-        if best and structure.least_macs(replace(order, slots=high)) > best.macs:
+        if best and structure.least_time(replace(order, slots=high)) > best.time:
             return [], True
-        least = first(high, lambda n: best is None or structure.least_macs(replace(order, slots=n)) <= best.macs)
+        least = first(high, lambda n: best is None or structure.least_time(replace(order, slots=n)) <= best.time)
         most = first(high + 1, lambda n: self._weigh(whole, replace(order, slots=n), room).peak > room, least) - 1
         if most < least:
             return [], least > 0

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from algorithm.distance import distance
-from compilation.pieces import trained_parts
+from compilation.pieces import pieces, trained_parts
 from compilation.program import Program, Tensor
 from runtime.errors import SimulationError, ValidationError
 from runtime.simulator import Simulator
 from runtime.verdict import TensorCheck, Validation, allowances
+
+STILL = 1e-9        # of the largest change of a trained element: a constant has not moved
 
 
 class RecordedRun(Protocol):
@@ -45,6 +47,7 @@ def replay(simulator: Simulator, trace: RecordedRun, progress: Callable[[int, in
     total = len(trace.losses64)
     wanted = total if steps is None else steps
     require_fit(simulator.program, simulator.layout.trained, trace, steps)
+    require_still(simulator.program, trace)
     try:
         simulator.load_trained(trace.init)
         losses = np.zeros(wanted)
@@ -76,10 +79,23 @@ def require_fit(program: Program, trained: list[Tensor], trace: RecordedRun, ste
     if momentum != program.momentum:
         raise ValidationError(f"the trace was recorded with momentum {momentum:g}, the Program was compiled with "
                               f"{program.momentum:g}")
-    planned = {parameter_of(t) for t in trained}
-    if odd := sorted(planned ^ set(trace.init)):
-        raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in planned else 'the trace'} alone: they "
+    known = pieces(program)
+    if odd := sorted({parameter_of(t) for t in trained} - set(trace.init)) or sorted(set(trace.init) - known.keys()):
+        raise ValidationError(f"{odd[0]} is trained by {'the Program' if odd[0] in known else 'the trace'} alone: they "
                               "belong to different plans")
+
+
+def require_still(program: Program, trace: RecordedRun) -> None:
+    """Raises ValidationError where the trace moves what the Program holds constant: elements that are not in the plan, and
+    those of which the gradient is zero, but for the float64 run's rounding noise."""
+    moved = {n: np.abs(trace.final64[n] - start) for n, start in trace.init.items()}
+    most = max(float(m.max(initial=0.0)) for m in moved.values())
+    stored = {p.parameter: p for p in trained_parts(program)}
+    for name, distances in moved.items():
+        rest = stored[name].rest(distances) if name in stored else distances
+        if float(rest.max(initial=0.0)) > STILL * most:
+            raise ValidationError(f"the trace moves {name} where the Program holds it constant: they belong to different "
+                                  "plans")
 
 
 def parameter_of(tensor: Tensor) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from math import prod
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,16 @@ class Site:
         return (rows, n) if axis == "cols" else (n, cols)
 
 
+class Setting(NamedTuple):
+    """One way to run a call. attrs: its schedule attributes; scratch: bytes; macs: multiply-accumulates; time: estimated, in
+    multiply-accumulates of full tiles."""
+
+    attrs: dict[str, Any]
+    scratch: int
+    macs: int
+    time: int
+
+
 class Op:
     """An operation. Subclasses set the class variables and override the methods.
 
@@ -127,6 +138,7 @@ class Op:
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
+    shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 
     @cached_property
     def line(self) -> Line:
@@ -221,7 +233,7 @@ class Op:
 
     def pointwise(self, read: str, written: str) -> bool:
         """Whether an element of one slot is read only to make the one in its place in another: that may take its storage."""
-        return self.axes(read) == self.axes(written) and not self.line.whole and not self.adds \
+        return self.axes(read) == self.axes(written) and not self.line.whole \
             and not any(self.summed(o.name) for o in self.outputs)
 
     def dims(self, site: Site) -> dict[str, int]:
@@ -232,6 +244,14 @@ class Op:
         """Fused multiply-adds executed in sums of products: exactly what the kernel counts with VT_COUNT."""
         return 0
 
+    def time(self, site: Site) -> int:
+        """Estimated time of a call, in multiply-accumulates of full tiles: without sums of products, its elements."""
+        return self.macs(site) or self.elements(site)
+
+    def elements(self, site: Site) -> int:
+        """Elements of its results."""
+        return sum(prod(made.shape) for slot, made in self.infer(site).items() if slot in site.wants)
+
     def scratch(self, site: Site) -> int:
         """Bytes of scratch the kernel needs with these schedule attributes: exact, all of it used."""
         return 0
@@ -240,11 +260,10 @@ class Op:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
 
-    def settings(self, site: Site) -> list[tuple[dict[str, Any], int, int]]:
-        """The settings worth trying, with the bytes of scratch and the multiply-accumulates of each, fastest first, least
-        scratch last."""
+    def settings(self, site: Site) -> list[Setting]:
+        """The settings worth trying, fastest first, least scratch last."""
         sites = [(o, replace(site, attrs={**site.attrs, **o})) for o in self.schedules(site)]
-        return [(o, self.scratch(s), self.macs(s)) for o, s in sites]
+        return [Setting(o, self.scratch(s), self.macs(s), self.time(s)) for o, s in sites]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError

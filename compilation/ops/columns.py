@@ -30,7 +30,7 @@ class Columns(Window):
     name, symbol, gradient = "columns", "vt_columns", "columns_grad"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: n [w] -> y: n [c]"
     sized, attrs = {"c": "count"}, {"start": (int, 0), "count": (int, 1)}
-    vanishes, linear = (("x",),), {"x": ("y",)}
+    vanishes, linear, shifts = (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"][:, attrs["start"]:attrs["start"] + attrs["count"]]}

@@ -138,11 +138,11 @@ class TanhGrad(ActivationGrad):
 
 @register
 class Copy(Elementwise):
-    """y = x, in another place or with other strides."""
+    """y = x, in another place or with other strides, or added to what stands there."""
 
-    name, symbol = "copy", "vt_copy"
+    name, symbol, adds = "copy", "vt_copy", ("y",)
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    vanishes, linear = (("x",),), {"x": ("y",)}
+    vanishes, linear, shifts = (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"]}
@@ -154,7 +154,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, vanishes = {"y": "a"}, (("a", "b"),)
+    inplace, vanishes, shifts = {"y": "a"}, (("a", "b"),), ("a", "b")
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -201,7 +201,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     attrs = {"value": (float, 1.0)}
-    inplace, vanishes, linear = {"y": "x"}, (("x",),), {"x": ("y",)}
+    inplace, vanishes, linear, shifts = {"y": "x"}, (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -217,7 +217,7 @@ class Scale(Op):
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs, indices = (tile("x"), vector("s")), (tile("y"),), "x: n c, s: c -> y: n c"
     inplace, vanishes = {"y": "x"}, (("x",), ("s",))
-    linear = {"x": ("y",), "s": ("y",)}
+    linear, shifts = {"x": ("y",), "s": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] * inputs["s"]}

@@ -42,7 +42,7 @@ class Part:
 
 
 class Scheduler:
-    """Orders the whole step. cost: multiply-accumulates of a call."""
+    """Orders the whole step. cost: estimated time of a call."""
 
     def __init__(self, program: Program, chain: Chain, cost: Callable[[Call], int]) -> None:
         self.base, self.chain = program, chain
@@ -52,7 +52,7 @@ class Scheduler:
         return splits(self.work, self.chain.frozen, order.stride)
 
     def recomputed(self, order: Order) -> int:
-        """Multiply-accumulates of making cuts again; what gradients read inside of segments is not counted."""
+        """Estimated time of making cuts again; what gradients read inside of segments is not counted."""
         return self.table(order).best(order.source, order.kept, order.slots, True)[0]
 
     def parts(self, order: Order) -> list[Part]:

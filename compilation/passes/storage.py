@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compilation.memory.liveness import lifetimes, live_bytes, padded
+from compilation.ops.base import Setting
 from compilation.passes.rewrite import fresh, site
 from compilation.program import VIEW, Call, Program, Role, Tensor
 from compilation.types import BYTES, Type
@@ -36,8 +37,8 @@ def share_storage(program: Program) -> None:
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 
 
-def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object], int, int]]:
-    """The schedule settings of a call, fastest first, each with the bytes of scratch and the multiply-accumulates it needs.
+def kernel_settings(program: Program, call: Call) -> list[Setting]:
+    """The schedule settings of a call, fastest first, with the bytes of scratch as they are placed.
 
     Calls that look alike to their operation share the answer.
     """
@@ -46,11 +47,11 @@ def kernel_settings(program: Program, call: Call) -> list[tuple[dict[str, object
     key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.updates),
                                sorted(where.parts.items()))))
     if key not in _SETTINGS:
-        _SETTINGS[key] = [(o, padded(size), macs) for o, size, macs in op.settings(where)]
+        _SETTINGS[key] = [s._replace(scratch=padded(s.scratch)) for s in op.settings(where)]
     return _SETTINGS[key]
 
 
-_SETTINGS: dict[tuple[str, ...], list[tuple[dict[str, object], int, int]]] = {}
+_SETTINGS: dict[tuple[str, ...], list[Setting]] = {}
 
 
 def tune(program: Program, capacity: int | None) -> int:
@@ -64,12 +65,12 @@ def tune(program: Program, capacity: int | None) -> int:
         if program.has_op(call):
             options = kernel_settings(program, call)
         else:           # the long tail has no settings, only its work memory
-            options = [({}, padded(int(call.attrs["work_bytes"])), 0)] if call.attrs.get("work_bytes") else []
+            options = [Setting({}, padded(int(call.attrs["work_bytes"])), 0, 0)] if call.attrs.get("work_bytes") else []
         if not options:
             continue
         room = None if capacity is None else capacity - live[i]
-        fitting = [o for o in options if room is None or o[1] <= room]
-        settings, size, _ = fitting[0] if fitting else min(options, key=lambda o: o[1])
+        fitting = [o for o in options if room is None or o.scratch <= room]
+        settings, size, _, _ = fitting[0] if fitting else min(options, key=lambda o: o.scratch)
         scratch = None
         if size:
             buffer = Tensor(fresh(program, f"scratch.{i}"), Type((size,), BYTES), Role.SCRATCH, call.where)

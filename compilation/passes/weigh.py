@@ -1,4 +1,4 @@
-"""What an order of a step costs, without making the Program: peak bytes of the arena and multiply-accumulates.
+"""What an order of a step costs, without making the Program: peak bytes of the arena, multiply-accumulates, time.
 
 The same rules as `storage.share_storage`, `memory.liveness` and `storage.tune`, on names and sizes alone; the search
 over orders asks for hundreds of answers and makes one Program. The tests hold the two to the same figures.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from compilation.cost import call_time
 from compilation.memory.liveness import padded
 from compilation.passes.checkpoints import Part
 from compilation.passes.rewrite import site
@@ -22,13 +23,13 @@ MOVABLE = {Role.ACTIVATION, Role.GRADIENT}
 class Load:
     """What a call does to the arena. reads, makes: tensors there; sizes: bytes of those made. pairs: (which of `makes`,
     which of `reads`, always) whose storage the result may, or always does, take over. settings: (scratch bytes,
-    multiply-accumulates), fastest first."""
+    multiply-accumulates, estimated time), fastest first."""
 
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     sizes: tuple[int, ...]
     pairs: tuple[tuple[int, int, bool], ...]
-    settings: tuple[tuple[int, int], ...]
+    settings: tuple[tuple[int, int, int], ...]
 
 
 Step = tuple[Load, list[str], list[str]]    # a call, and the tensors that it reads and makes in this order
@@ -72,9 +73,10 @@ class Scales:
                                    and self._movable(result.name)):
                 pairs.append((made.index(out), read.index(into), call.op == VIEW))
         if self.program.has_op(call):
-            settings = [(size, macs) for _, size, macs in kernel_settings(self.program, call)]
+            settings = [(s.scratch, s.macs, s.time) for s in kernel_settings(self.program, call)]
         else:
-            settings = [(padded(int(call.attrs.get("work_bytes", 0))), int(call.attrs.get("macs", 0)))]
+            settings = [(padded(int(call.attrs.get("work_bytes", 0))), int(call.attrs.get("macs", 0)),
+                         call_time(self.program, call))]
         sizes = tuple(padded(tensors[t].bytes) for _, t in makes)
         return Load(tuple(t for _, t in reads), tuple(t for _, t in makes), sizes, tuple(pairs), tuple(settings))
 
@@ -88,8 +90,8 @@ class Scales:
                 out.append((load, [get(t, t) for t in load.reads], [get(t, t) for t in load.makes]))
         return out
 
-    def weigh(self, steps: Sequence[Step], capacity: int | None) -> tuple[int, int]:
-        """(peak bytes, multiply-accumulates) with the kernel settings that `tune` would choose for `capacity`."""
+    def weigh(self, steps: Sequence[Step], capacity: int | None) -> tuple[int, int, int]:
+        """(peak bytes, multiply-accumulates, estimated time) with the settings that `tune` would choose for `capacity`."""
         last: dict[str, int] = {}
         for i, (_, reads, makes) in enumerate(steps):
             for t in reads:
@@ -99,7 +101,7 @@ class Scales:
         size = {t: n for t, n in self.inputs.items() if t in last}
         end = {t: last[t] for t in size}        # storage -> the last call that touches it; gone once freed
         root = {t: t for t in size}             # tensor -> its storage
-        live, peak, macs = sum(size.values()), 0, 0
+        live, peak, macs, time = sum(size.values()), 0, 0, 0
         for i, (load, reads, makes) in enumerate(steps):
             for m, r, always in load.pairs:
                 storage, result = root[reads[r]], makes[m]
@@ -110,19 +112,20 @@ class Scales:
                 if t not in root:
                     root[t], size[t], end[t] = t, n, last[t]
                     live += n
-            scratch, work = self._setting(load, capacity, live)
+            scratch, work, takes = self._setting(load, capacity, live)
             macs += work
+            time += takes
             peak = max(peak, live + scratch)
             for t in (*reads, *makes):
                 storage = root[t]
                 if end[storage] == i:
                     end[storage] = -1
                     live -= size[storage]
-        return peak, macs
+        return peak, macs, time
 
     def least(self, calls: Iterable[Call]) -> int:
-        """Multiply-accumulates of these calls at the settings with the fewest."""
-        return sum([min(macs for _, macs in self.loads[id(c)].settings) for c in calls])
+        """Estimated time of these calls at the fastest settings."""
+        return sum([min(time for _, _, time in self.loads[id(c)].settings) for c in calls])
 
     def floor(self, calls: Sequence[Call]) -> int:
         """Peak bytes of these calls in a row, if nothing else lived: no step with them in it takes less."""
@@ -136,11 +139,11 @@ class Scales:
                     seen = any(self.root.get(g, g) == root for g in given if g != t)
                     given.setdefault(t, 0 if seen else padded(self.program.tensors[root].bytes))
             made.update(makes)
-        begin = Load((), tuple(given), tuple(given.values()), (), ((0, 0),))
+        begin = Load((), tuple(given), tuple(given.values()), (), ((0, 0, 0),))
         return self.weigh([(begin, [], list(given)), *steps], 0)[0]
 
     @staticmethod
-    def _setting(load: Load, capacity: int | None, live: int) -> tuple[int, int]:
+    def _setting(load: Load, capacity: int | None, live: int) -> tuple[int, int, int]:
         settings = load.settings
         if capacity is None or settings[0][0] <= capacity - live:
             return settings[0]

@@ -17,8 +17,8 @@ from compilation.ops import REGISTRY, Op
 from compilation.regions.judge_run import Execution
 from compilation.regions.judge_time import check_sharing, check_sums, find_homes
 from compilation.regions.judged import Called, Judged, Tensor, Use, chain
-from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, TileCall, Window
-from compilation.regions.windows import Parts, Poly, Scope, Shape, call_extents, matrix_of, place, whole_site
+from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, Stored, TileCall, Window
+from compilation.regions.windows import Parts, Poly, Scope, Shape, call_extents, matrix_of, place, strip_of, whole_site
 from compilation.types import F32
 
 
@@ -63,13 +63,29 @@ class _Text:
                 self.fail(f"{name} has to stand in the scratch or in a result: one of them")
             if s.stands and (s.stands not in self.tensors or self.tensors[s.stands].kind != "output"):
                 self.fail(f"{name} stands in {s.stands}, which is no result")
-            if s.stands and (self.tensors[s.stands].shape != s.type.shape or s.layout != ROWS):
+            if s.strip:
+                self._strip(s)
+            elif s.stands and (self.tensors[s.stands].shape != s.type.shape or s.layout != ROWS):
                 self.fail(f"{name} is no tensor of the shape of {s.stands}, in which it stands")
             at, size = s.offset or 0, self.nest.scratch
             if at < 0 or at % F32.bytes or (not s.stands and at + s.type.bytes > size):
                 self.fail(f"{name} ({s.type.bytes} bytes at {at}) is not within the {size} bytes of scratch")
             slot = self.tensors[s.stands].slot if s.stands else ""
             self.tensors[name] = Tensor(name, s.type.shape, s.layout, stored=s, slot=slot)
+
+    def _strip(self, s: Stored) -> None:
+        """Rows beside each other, as many as what it stands in has, in columns that it has in each iteration."""
+        shape = self.tensors[s.stands].shape if s.stands else ()
+        loops = {loop.variable: loop for around, _ in self.nest.calls() for loop in around}
+        strip, loop = s.strip, loops.get(s.strip.start if s.strip else "")
+        if strip is None or loop is None or loop.parent or strip.origin:
+            self.fail(f"{s.name} stands in columns that follow no loop over a whole index")
+        if len(s.type.shape) != 2 or len(shape) != 2 or s.layout != ROWS or s.type.shape != (shape[0], strip.size):
+            self.fail(f"{s.name} is no {strip.size} columns of {s.stands}")
+        begin, end = loop.span
+        last = begin + (end - 1 - begin) // loop.step * loop.step
+        if begin + strip.ahead < 0 or (last + strip.ahead) * strip.factor + strip.size > shape[1]:
+            self.fail(f"{s.name} reaches beyond the {shape[1]} columns of {s.stands}")
 
     def _loops(self, items: tuple[Loop | TileCall, ...], around: dict[str, Loop], seen: set[str]) -> None:
         for loop in (i for i in items if isinstance(i, Loop)):
@@ -79,7 +95,10 @@ class _Text:
             seen.add(loop.variable)
             if loop.parent and loop.parent not in around:
                 self.fail(f"its parent {loop.parent} is no loop around it")
-            if not 1 <= loop.step <= loop.extent or (loop.parent and loop.extent != around[loop.parent].step):
+            begin, end = loop.span
+            if not 0 <= begin < end <= loop.extent or begin % loop.step or (loop.part and loop.parent):
+                self.fail(f"it cannot go from {begin} to {end} of {loop.extent}")
+            if not 1 <= loop.step <= end - begin or (loop.parent and loop.extent != around[loop.parent].step):
                 self.fail(f"it cannot go through {loop.extent} in steps of {loop.step}")
             self._loops(loop.body, {**around, loop.variable: loop}, seen)
         self.known.at = ""
@@ -123,6 +142,8 @@ class _Text:
             for v in (axis.start, axis.origin):
                 if v and v not in scope.loops:
                     self.fail(f"{window.tensor} follows {v}, which is no loop around the call")
+            if axis.ahead:
+                self.fail(f"{window.tensor}: only a strip lies ahead of a loop")
             if axis.start and axis.origin and scope.root(axis.start) is not scope.root(axis.origin):
                 self.fail(f"{window.tensor} follows {axis.start}, its storage {axis.origin}: no loops of one index")
             if axis.loop and axis.size != min(scope.loops[axis.loop].step * axis.factor, scope.full(axis)):
@@ -149,7 +170,7 @@ class _Text:
                 self.fail(f"it cannot add to {slot} over {', '.join(over) or 'all'}")
         for index, slots in op.carried.items():
             tiled = c.followed(index)
-            at_once = index in call.carried and c.scope.single(call.carried[index])
+            at_once = index in call.carried and c.scope.whole(call.carried[index])
             if bool(tiled) != (index in call.carried) and not at_once:
                 self.fail(f"index {index} comes {'in tiles, but' if tiled else 'at once, yet'} the state is "
                           f"{'not ' if tiled else ''}carried")
@@ -166,7 +187,10 @@ class _Text:
             for slot, window in found.items():
                 t = self.tensors[window.tensor]
                 axes = window.axes if len(window.axes) == 2 else (Axis(1), window.axes[0])
-                use = Use(slot, t, axes, place(window, t.shape, t.layout, c.scope), write, update)
+                strip = strip_of(t.stored, self.known.shapes)
+                if strip:
+                    self._in_strip(c, slot, t, axes)
+                use = Use(slot, t, axes, place(window, t.shape, t.layout, c.scope, strip), write, update)
                 if update and (t.kind != "input" or window.tensor not in self.known.updates):
                     self.fail(f"it updates {window.tensor}, which is no parameter to be updated")
                 if write and not update and t.kind == "input":
@@ -180,6 +204,14 @@ class _Text:
                 here, elsewhere = ([a.origin for a in u.axes] for u in (use, t.uses[0] if t.uses else use))
                 if here != elsewhere and use in t.uses:
                     self.fail(f"{t.name} follows the loops {here} here, elsewhere {elsewhere}")
+
+    def _in_strip(self, c: Called, slot: str, t: Tensor, axes: tuple[Axis, ...]) -> None:
+        """A strip has all rows, and each call all of its columns, in an iteration of the loop that it follows."""
+        assert t.stored is not None and t.stored.strip is not None
+        if t.stored.strip.start not in {loop.variable for loop in c.around}:
+            self.fail(f"{t.name} follows {t.stored.strip.start}, which is no loop around the call")
+        if c.op.slots[slot].kind != "tile" or axes[0].origin or axes[1].start != axes[1].origin:
+            self.fail(f"{t.name} is a strip of {t.stored.stands}, and is no token matrix there with all its columns")
 
     def _alike(self, c: Called, update: Use) -> None:
         """A parameter is updated by a gradient of its own shape."""
@@ -204,14 +236,14 @@ class _Text:
         for n, (axis, size) in enumerate(zip(use.axes, self.known.size(c, use), strict=True)):
             full = c.scope.full(axis)
             what = f"{t.name}, axis {n}: "
-            part = axis.start != axis.origin and not c.scope.single(axis.start or axis.origin)
+            part = axis.start != axis.origin and not c.scope.whole(axis.start or axis.origin)
             if matrix and t.kind == "stored" and part:
                 self.fail(f"{what}it holds the gradient of one window alone, which does not follow {axis.start}")
             if axis.origin:
                 capacity = min(c.scope.loops[axis.origin].step * axis.factor, full)
                 if not matrix and capacity != size:
                     self.fail(f"{what}tiles of {axis.origin} need {capacity} elements, not {size}")
-                inside = not axis.start or axis.origin in chain(c.scope, axis.start) or c.scope.single(axis.origin)
+                inside = not axis.start or axis.origin in chain(c.scope, axis.start) or c.scope.whole(axis.origin)
                 if axis.start != axis.origin and not inside:
                     self.fail(f"{what}{axis.start} walks no tile of {axis.origin}")
             elif full > size or (axis.loop and full != size):

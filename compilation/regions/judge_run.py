@@ -34,13 +34,15 @@ class Execution:
         chosen: dict[tuple[Memory, int], set[int]] = {}
         for c in self.calls.values():
             for use in (*c.reads, *c.writes):
-                for n, axis in enumerate(use.axes):
+                for n, axis in enumerate(use.spots):
                     key = (use.tensor.memory, n)
                     ends = chosen.setdefault(key, {0})
                     if axis.loop:
                         root = c.scope.root(axis.loop).variable
                         follows.setdefault(key, set()).add((root, axis.factor))
-                        tiles.setdefault(root, set()).update(_starts(c.scope, axis.loop))
+                        starts = _starts(c.scope, axis.loop)
+                        near = {p + d for p in starts for d in (-axis.ahead, axis.ahead)}      # whose strip, whose place
+                        tiles.setdefault(root, set()).update(starts, (p for p in near if 0 <= p < c.scope.root(root).extent))
                     else:
                         ends |= {axis.size - 1, axis.size}
         extents = {loop.variable: loop.extent for c in self.calls.values() for loop in c.around if not loop.parent}
@@ -88,7 +90,7 @@ class Execution:
         if isinstance(item, TileCall):
             self._call(self.calls[id(item)], at, ends)
             return
-        root, begin, end = item.variable, 0, item.extent
+        root, (begin, end) = item.variable, item.span
         if item.parent:
             root, begin, end = self.roots[item.parent], at[item.parent], ends[item.parent]
         self.roots[item.variable] = root
@@ -110,8 +112,11 @@ class Execution:
         found = use.masks.get(key)
         if found is None:
             spans = []
-            for n, axis in enumerate(use.axes):
+            for n, axis in enumerate(use.spots):
                 begin, end = (at[axis.loop] * axis.factor, ends[axis.loop] * axis.factor) if axis.loop else (0, axis.size)
+                if axis.ahead:
+                    begin += axis.ahead * axis.factor
+                    end = begin + axis.size
                 elements = self.chosen[use.tensor.memory, n]
                 spans.append((bisect_left(elements, begin), bisect_left(elements, end)))
             (r0, r1), (c0, c1) = spans
@@ -146,8 +151,8 @@ class Execution:
 
     @staticmethod
     def _later(c: Called, variable: str, at: dict[str, int]) -> bool:
-        parent = c.scope.loops[variable].parent
-        return at[variable] != (at[parent] if parent else 0)
+        loop = c.scope.loops[variable]
+        return at[variable] != (at[loop.parent] if loop.parent else loop.span[0])
 
     def _write(self, c: Called, use: Use, mask: int, add: bool, begun: bool, done: bool,
                read: list[tuple[Use, int]]) -> None:
@@ -182,13 +187,16 @@ class Execution:
 
 
 def _starts(scope: Scope, variable: str) -> set[int]:
-    """Where the first, second and last tiles begin, in such tiles of the outer loops; and the last element."""
+    """Where the first, second and last tiles begin, in such tiles of the outer loops; and the last element, and what is next
+    to a part of the index that a loop walks."""
     loop = scope.loops[variable]
-    outer = [(0, loop.extent)]
+    outer = [loop.span]
     if loop.parent:
         over, step, extent = sorted(_starts(scope, loop.parent)), scope.loops[loop.parent].step, scope.root(variable).extent
         outer = [(p - p % step, min(p - p % step + step, extent)) for p in over]
     found = set()
     for begin, end in outer:
         found |= {begin, min(begin + loop.step, end - 1), begin + (end - 1 - begin) // loop.step * loop.step, end - 1}
-    return found
+    walked = scope.root(variable)
+    begin, end = walked.span
+    return found | ({begin - 1, end, walked.extent - 1, 0} & set(range(walked.extent)) if walked.part else set())

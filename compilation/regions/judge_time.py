@@ -59,8 +59,10 @@ def _sums(known: Judged, c: Called) -> None:
                           f"and {slot} is not linear in it")
             total |= r.tensor.shares
         drives = {v for a in use.axes if a.loop for v in chain(c.scope, a.loop)}
+        if cut := sorted(v for v in total if c.scope.loops[v].part):
+            known.fail(f"{use.tensor.name} is summed over {cut[0]}, which walks a part of its index")
         over = c.call.adds.get(use.slot) if not use.update else None
-        beyond = {loop.variable for loop in c.around[len(use.tensor.home):] if not c.scope.single(loop.variable)}
+        beyond = {loop.variable for loop in c.around[len(use.tensor.home):] if not c.scope.whole(loop.variable)}
         if over is not None:
             doubled = (set(over) & beyond if over else beyond) - total - drives
             if doubled:

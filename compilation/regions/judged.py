@@ -65,9 +65,15 @@ class Use:
     masks: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @cached_property
+    def spots(self) -> tuple[Axis, Axis]:
+        """The axes in what the tensor stands in."""
+        strip = self.tensor.stored.strip if self.tensor.stored else None
+        return self.axes if strip is None else (self.axes[0], strip)
+
+    @cached_property
     def loops(self) -> tuple[str, ...]:
         """The loops whose present tiles decide where the window is."""
-        return tuple(a.loop for a in self.axes if a.loop)
+        return tuple(a.loop for a in self.spots if a.loop)
 
 
 @dataclass(eq=False)
@@ -99,10 +105,10 @@ class Called:
 
 
 def chain(scope: Scope, variable: str) -> set[str]:
-    """A loop and the loops that it walks tiles of, those with one tile excepted."""
+    """A loop and the loops that it walks tiles of, those that have their index in one tile excepted."""
     found = set()
     while variable:
-        if not scope.single(variable):
+        if not scope.whole(variable):
             found.add(variable)
         variable = scope.loops[variable].parent
     return found
@@ -117,6 +123,7 @@ class Judged:
     def __init__(self, nest: Nest, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], parts: Parts,
                  updates: Collection[str], over: Mapping[str, str]) -> None:
         self.nest, self.parts, self.updates = nest, parts, updates
+        self.shapes: Mapping[str, Shape] = {**inputs, **outputs}
         self.tensors = {n: Tensor(n, tuple(s), kind="input", slot=n) for n, s in inputs.items()}
         self.tensors |= {n: Tensor(n, tuple(s), kind="output", slot=over.get(n, n)) for n, s in outputs.items()}
         self.calls: dict[int, Called] = {}     # id of the TileCall -> it

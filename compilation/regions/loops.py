@@ -1,8 +1,9 @@
 """A loop nest as plain data: loops over tiles around kernel calls on windows of tensors.
 
 A loop variable counts elements of its index: 0, step, 2 step ... The last tile may be shorter. A loop with a `parent` walks
-the parent's present tile in smaller ones. What a nest reads and writes are the slots of its region and `Stored` tensors of
-its own, which live in the region's scratch or stand in one of its results.
+the parent's present tile in smaller ones. An index may be cut between loops: the last tile is done in another way. What
+a nest reads and writes are the slots of its region and `Stored` tensors of its own, which live in the region's scratch or
+stand in one of its results.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Axis:
     start: str = ""         # loop variable that the window follows
     origin: str = ""        # loop variable that the storage follows
     factor: int = 1         # elements for each element of the loop's index
+    ahead: int = 0          # of a strip (see Stored): it begins this many elements of the index further on
 
     @property
     def loop(self) -> str:
@@ -50,7 +52,8 @@ class Stored:
     """A tensor of the nest's own. Type: the shape of what exists at once, whole tiles.
 
     layout: ROWS, element (t, c) at t * columns + c; PANEL, at c * T + t with T the present tile's tokens.
-    offset: bytes into the region's scratch; None where it stands in the slot `stands`, element for element.
+    offset: bytes into the region's scratch; None where it stands in the slot `stands`, element for element, or, with
+    `strip`, row for row in these columns of it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Stored:
     layout: str = ROWS
     offset: int | None = None
     stands: str = ""
+    strip: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,28 @@ class TileCall(Plain):
 
 @dataclass(frozen=True)
 class Loop:
-    """for variable in 0 .. extent by step, or, with a parent, over the parent's present tile."""
+    """for variable in 0 .. extent by step, or, with a parent, over the parent's present tile.
+
+    part: (begin, end), of the index's `extent` elements those that it walks, from a tile's begin to a tile's end; None: all.
+    """
 
     variable: str
     extent: int
     step: int
     body: tuple[Loop | TileCall, ...]
     parent: str = ""
+    part: tuple[int, int] | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where it begins and ends; of one with a parent, in a full tile."""
+        return self.part or (0, self.extent)
 
     @property
     def trips(self) -> int:
-        """Iterations over the whole extent (of a parent's full tile)."""
-        return -(-self.extent // self.step)
+        """Iterations over the whole span."""
+        begin, end = self.span
+        return -(-(end - begin) // self.step)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from math import prod
 from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
+from compilation.regions.estimate import own_steps, work
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
-from compilation.regions.nest import Block, Builder, Instance, NoNestError, Path, Placed
+from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
 from compilation.regions.statements import Along
+from compilation.regions.strips import Ahead, find_strips
 from compilation.types import BYTES, SUM, Type
 
 
@@ -35,6 +37,7 @@ class Storage:
     first: int = 0
     last: int = 0
     over: Storage | None = None         # whose place it takes
+    ahead: Ahead | None = None          # in which columns of a result it stands
 
     @property
     def root(self) -> Storage:
@@ -69,6 +72,10 @@ class Layout:
         for instance in self.instances:
             self.storages[id(instance)] = self._storage(instance)
         self._share()
+        for block in self.builder.root.items:
+            if isinstance(block, Block) and block.part == EARLY:
+                self._wait(block)
+        self._take_places()
 
     def _number(self, block: Block) -> None:
         first = len(self.order)
@@ -102,7 +109,7 @@ class Layout:
             axes = {a.label for slot in (s.makes or s.reads) for a in s.along(slot)}
             for other in self.order:
                 for slot, instance in other.reads.items():
-                    if not instance.slot or instance.tensor != s.update or other is p or not _read(other, slot):
+                    if not instance.slot or instance.tensor != s.update or other is p or not other.statement.takes(slot):
                         continue
                     mine = {a.label for a in other.statement.along(slot)}
                     for a, b in zip(p.path, other.path, strict=False):
@@ -142,26 +149,43 @@ class Layout:
             origins.append(inside[-1] if inside else None)
             sizes.append(min(a.size, inside[-1].step * a.factor) if inside else a.size)
         storage = Storage(instance, home, tuple(sizes), tuple(origins), padded(SUM.of(prod(sizes))))
-        spans = [self._span(t.placed, home) for t in touches]
+        spans = [self.span(t.placed, home) for t in touches]
         storage.first, storage.last = min(s[0] for s in spans), max(s[1] for s in spans)
         return storage
 
-    def _span(self, placed: Placed, home: Path) -> tuple[int, int]:
+    def span(self, placed: Placed, home: Path) -> tuple[int, int]:
         """The positions of what stands directly in `home` and holds a statement."""
         path = placed.path
         return self.spans[id(path[len(home)])] if len(path) > len(home) else self.spans[id(placed)]
 
     # -- sharing ---------------------------------------------------------------------------------------
     def _share(self) -> None:
-        results = [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in self.builder.work.results
-                   and i.writes]
-        for result in results:
+        for result in self._results():
             same = [s for s in self.storages.values() if not s.instance.slot and not s.home and s.instance.layout == ROWS
                     and s.shape == result.shape and s.over is None]
             for s in sorted(same, key=lambda s: s.first):
-                if self._precedes([s.instance, *self._in_place_of(result)], [result.instance], ()) \
+                if self._precedes([s.instance, *self._group(result)[1:]], [result.instance], ()) \
                         and not self._clash(s, result):
                     s.over = result
+
+    def _wait(self, block: Block) -> None:
+        """What is kept in an iteration stands where the next one writes a result. Raises NoNestError where nothing does."""
+        strips = [x for result in self._results() for x in find_strips(self, result, self._group(result), block)]
+        if not strips:
+            raise NoNestError("nothing waits in a result")
+        for s, ahead in strips:
+            s.ahead = ahead
+
+    def _results(self) -> list[Storage]:
+        results = self.builder.work.results
+        return [self.storages[id(i)] for i in self.instances if i.slot and i.tensor in results and i.writes]
+
+    def _group(self, result: Storage) -> list[Instance]:
+        """A result and what takes its place before it."""
+        return [result.instance, *(s.instance for s in self.storages.values() if s.over is result)]
+
+    def _take_places(self) -> None:
+        """Results of calls that may stand where what they are made of stood."""
         for p in self.order:
             for out, into in p.statement.op.may_alias(p.statement.site).items():
                 if out not in p.writes or into not in p.reads:
@@ -171,15 +195,14 @@ class Layout:
                     continue
                 if (made.shape, made.instance.layout) != (source.shape, source.instance.layout):
                     continue
-                if source.root.instance.slot or any(x.over is made for x in self.storages.values()):
+                if source.root.instance.slot or source.root.ahead or made.ahead:
+                    continue
+                if any(x.over is made for x in self.storages.values()):
                     continue
                 group = [x.instance for x in self.storages.values() if x.root is source.root]
                 if self._precedes(group, [made.instance], made.home):
                     made.over = source
                     source.root.last = max(source.root.last, made.last)
-
-    def _in_place_of(self, result: Storage) -> list[Instance]:
-        return [s.instance for s in self.storages.values() if s.over is result]
 
     def _clash(self, s: Storage, result: Storage) -> bool:
         """Whether something else stands in the result while s lives."""
@@ -213,6 +236,8 @@ class Layout:
         results = [i for i in slots if i.tensor in self.builder.work.results and i.writes]
         found = set()
         for made in results:
+            if any(s.ahead and s.ahead.result is self.storages[id(made)] for s in self.storages.values()):
+                continue
             inside = [s.instance for s in self.storages.values() if s.over is self.storages[id(made)]]
             for given in slots:
                 if given not in results and not given.writes and tuple(a.size for a in given.along) == tuple(
@@ -239,7 +264,7 @@ class Layout:
     def items(self) -> list[Item]:
         """What has to be placed in the region's scratch."""
         found = [Item(str(n), s.first, s.last + 1, s.size) for n, s in enumerate(self.storages.values())
-                 if s.over is None and not s.instance.slot]
+                 if s.over is None and s.ahead is None and not s.instance.slot]
         return found + [Item(f"work {n}", n, n + 1, size) for n, p in enumerate(self.order)
                         if (size := self.kernel_scratch(p))]
 
@@ -249,13 +274,10 @@ class Layout:
         return bound_of(self.items)
 
     @cached_property
-    def trips(self) -> dict[int, int]:
-        """Statement -> how often each of its multiply-accumulates is made: the tiles of loops that it has no index of."""
-        return {id(p): prod(_tiles(b) for b in p.path if b.label not in p.statement.touches()) for p in self.order}
-
-    @property
-    def macs(self) -> int:
-        return sum(p.statement.macs * self.trips[id(p)] for p in self.order)
+    def work(self) -> tuple[int, int]:
+        """(multiply-accumulates, estimated time in those of full tiles)."""
+        macs, time = work(self.order, own_steps(self.builder.root), 1)
+        return int(macs[0]), int(time[0])
 
     # -- plain data ----------------------------------------------------------------------------------------
     def nest(self) -> Nest:
@@ -263,18 +285,21 @@ class Layout:
         placement = place([Item(i.id, i.lower, i.upper, i.size // ALIGNMENT) for i in self.items])
         offsets = {n: at * ALIGNMENT for n, at in placement.offsets.items()}
         names = _names(self.storages.values())
+        _name_loops(self.builder.root)
         stored = {}
         for s in self.storages.values():
             if s.instance.slot:
                 continue
-            root = s.root
-            at = None if root.instance.slot else offsets[str(list(self.storages.values()).index(root))]
-            stored[names[id(s.instance)]] = Stored(names[id(s.instance)], Type(s.shape), s.instance.layout, at,
-                                                   root.instance.tensor if root.instance.slot else "")
+            name, root, strip = names[id(s.instance)], s.root, None
+            if s.ahead:
+                root, block, factor = s.ahead.result, s.ahead.loop, s.ahead.factor
+                strip = Axis(s.shape[-1], block.name, factor=factor, ahead=block.step)
+            inside = root.instance.tensor if root.instance.slot else ""
+            at = None if inside else offsets[str(list(self.storages.values()).index(root))]
+            stored[name] = Stored(name, Type(s.shape), s.instance.layout, at, inside, strip)
         for n, p in enumerate(self.order):
             if size := self.kernel_scratch(p):
                 stored[f"work.{n}"] = Stored(f"work.{n}", Type((size,), BYTES), ROWS, offsets[f"work {n}"])
-        _name_loops(self.builder.root)
         body = tuple(self._lower(item, names) for item in self.builder.root.items)
         return Nest(stored, body, placement.height * ALIGNMENT)
 
@@ -283,8 +308,10 @@ class Layout:
             assert item.label is not None
             outer = [b for b in item.path[:-1] if b.label is item.label]
             extent = min(item.label.size, outer[-1].step) if outer else item.label.size
+            length = item.length(extent, item.step)
+            part = {"": None, EARLY: (0, length), LAST: (extent - length, extent)}[item.part]
             return Loop(item.name, extent, min(item.step, extent), tuple(self._lower(i, names) for i in item.items),
-                        outer[-1].name if outer else "")
+                        outer[-1].name if outer else "", part)
         s = item.statement
         inputs = {slot: self._window(item, slot, i, names) for slot, i in item.reads.items()}
         outputs = {slot: self._window(item, slot, i, names) for slot, i in item.writes.items()}
@@ -338,19 +365,6 @@ class Layout:
         return found
 
 
-def _read(p: Placed, slot: str) -> bool:
-    """Whether the values in a slot are read, not only the shape: a weight's gradient needs no weight."""
-    op, makes = p.statement.op, p.statement.makes
-    if op.slots[slot].kind == "matrix" and all(op.slots[o].sink for o in makes):
-        return False
-    return slot not in op.needed_for or bool(set(op.needed_for[slot]) & set(makes))
-
-
-def _tiles(block: Block) -> int:
-    assert block.label is not None
-    outer = [b for b in block.path[:-1] if b.label is block.label]
-    extent = min(block.label.size, outer[-1].step) if outer else block.label.size
-    return -(-extent // block.step)
 
 
 def _names(storages: Iterable[Storage]) -> dict[int, str]:

@@ -19,6 +19,7 @@ from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
 
+EARLY, LAST = "early", "last"
 USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
 
 
@@ -28,7 +29,10 @@ class NoNestError(ValueError):
 
 @dataclass(eq=False)
 class Block:
-    """A loop under construction; the root has no label. tile: the loop walks a block of the same label."""
+    """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
+
+    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    """
 
     label: Label | None
     step: int
@@ -36,6 +40,12 @@ class Block:
     parent: Block | None
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
+    part: str = ""
+
+    def length(self, extent: int, step: int) -> int:
+        """How much it walks of an index, in steps."""
+        last = (extent - 1) // step * step
+        return last if self.part == EARLY else extent - last if self.part == LAST else extent
 
     @property
     def path(self) -> tuple[Block, ...]:
@@ -51,7 +61,7 @@ class Instance:
     """A tensor as it exists in the nest: made at one place, read at others. slot: it is the region's own.
 
     along: its axes. path: the loops that it is made in (those that it is summed over excepted). shares: loops that it is a
-    sum over of which each share is read by itself.
+    sum over of which each share is read by itself. kept: it was made before a loop to be read in it again and again.
     """
 
     tensor: str
@@ -62,6 +72,7 @@ class Instance:
     writes: list[tuple[Placed, str]] = field(default_factory=list)
     reads: list[tuple[Placed, str]] = field(default_factory=list)
     shares: set[Block] = field(default_factory=set)
+    kept: bool = False
 
 
 @dataclass(eq=False)
@@ -104,7 +115,7 @@ class Builder:
 
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
-        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind == "matrix"}
+        late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind != "vector"}
         summed = self._made([s for s in self._roots() if id(s) not in late])
         sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place
         self._sums(sums, ())
@@ -117,7 +128,7 @@ class Builder:
     def _a_tile(self, tensor: str) -> bool:
         """Whether a sum is a token matrix, and no parameter's gradient."""
         first = self.work.sums[tensor][0]
-        return not any(t == tensor and first.op.slots[o].sink for o, t in first.makes.items())
+        return not any(t == tensor and self.work.gradient(first, o) for o, t in first.makes.items())
 
     def _made(self, roots: Iterable[Statement]) -> list[tuple[Statement, Placed]]:
         """Place them; returns the gradients that are in a buffer and have to be applied."""
@@ -154,7 +165,7 @@ class Builder:
             if s.op.slots[slot].sink and s.macs and (
                     "add" not in self.schedule.choices or self._outside(s, slot, label) or not self._small(s, slot, label)):
                 return False
-            if "rows" in self.schedule.choices and tensor not in self.work.sums and not s.op.slots[slot].sink \
+            if "rows" in self.schedule.choices and tensor not in self.work.sums and not self.work.gradient(s, slot) \
                     and not s.op.joint and self._outside(s, slot, label):
                 return False
         return True
@@ -165,7 +176,7 @@ class Builder:
             readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
             whole = "rows" in self.schedule.choices
             self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
-                whole and t not in self.work.sums and not r.op.slots[o].sink for o, t in r.makes.items())
+                whole and t not in self.work.sums and not self.work.gradient(r, o) for o, t in r.makes.items())
                 and all(self._may_loop(r, x) for x in r.touches()) for r, slot in readers)
         return self._taken[tensor]
 
@@ -198,18 +209,18 @@ class Builder:
 
     # -- placing -------------------------------------------------------------------------------------
     def _root(self, s: Statement) -> Placed:
-        block = self._open(self.root, self.loops_of(s), s, None)
-        return self._place(s, block)
+        block = self.open(self.root, self.loops_of(s), s, None)
+        return self.place(s, block)
 
-    def _place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
+    def place(self, s: Statement, block: Block, within: Path = (), layouts: dict[str, str] | None = None) -> Placed:
         """Put a statement at the end of a block, behind what it needs. within: the open loops, `block` among them."""
         placed = Placed(s, block)
         path = within or block.path
         for slot in s.reads:
             placed.reads[slot] = self._require(s, slot, path[:path.index(block) + 1] if block in path else block.path, path)
         self._insert(block, placed, path)
-        placed.updates = bool(s.update) and not self._summed_loops(placed) and not self._still_read(s) \
-            and not set(s.makes.values()) & self.work.sums.keys()
+        placed.updates = bool(s.update) and all(s.op.slots[o].sink for o in s.makes) and not self._summed_loops(placed) \
+            and not self._still_read(s) and not set(s.makes.values()) & self.work.sums.keys()
         for slot, tensor in s.makes.items() if not placed.updates else ():
             instance = self._writes(s, slot, tensor, placed, (layouts or {}).get(slot, ROWS))
             placed.writes[slot] = instance
@@ -230,7 +241,7 @@ class Builder:
         block.items.insert(at, item)
 
     def _writes(self, s: Statement, slot: str, tensor: str, placed: Placed, layout: str) -> Instance:
-        if tensor in self.work.results and not (s.update and s.op.slots[slot].sink):
+        if tensor in self.work.results and not s.update:
             return self.slot(tensor, s.along(slot))
         if tensor in self.work.sums:
             return self.sums[tensor]
@@ -268,7 +279,7 @@ class Builder:
         return self.slots[name]
 
     # -- opening loops ---------------------------------------------------------------------------------
-    def _open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
+    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
         """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
@@ -290,7 +301,10 @@ class Builder:
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
-        behind = {p for item in later for p in _placed(item)}
+        behind = {p for item in later for p in placed_in(item)}
+        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
+                                              for o, t in p.statement.reads.items()):
+            return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
                 for placed, _ in instance.writes:
@@ -354,6 +368,9 @@ class Builder:
         if known:
             return known
         native = next((source.op.layout.get(o, "") for o, t in source.makes.items() if t == tensor))
+        once = self._before(source, path)
+        if once != path:
+            return self._kept(s, slot, path, once, open_, want, native)
         if native and want and native != want and not one:
             if want == PANEL:
                 rows = self._known(tensor, along, path, open_, ROWS, source) or self._make(s, slot, path, open_, ROWS)
@@ -368,8 +385,29 @@ class Builder:
         if not ("each" in self.schedule.choices and self._shared(tensor)):
             path = self._complete(source, out, path)
         block, inside = self._below(source, path, open_)
-        self._place(source, block, inside, {out: want or ROWS})
+        self.place(source, block, inside, {out: want or ROWS})
         return self.instances[self._key(tensor, along)][-1]
+
+    def _kept(self, s: Statement, slot: str, path: Path, once: Path, open_: Path, want: str, native: str) -> Instance:
+        """What is read in a slot in the loops `path`, made in those of `once` alone, as rows."""
+        tensor, along, source = s.reads[slot], s.along(slot), s.sources[slot]
+        one = self._one_token(along)
+        found = self._known(tensor, along, path, open_, "" if one else ROWS, source)
+        if found is None:
+            copied = native == PANEL and not one
+            found = self._copy(s, slot, tensor, once, open_, ROWS, source) if copied else \
+                self._make(s, slot, once, open_, ROWS)
+            found.kept = True
+        return found if one or want in ("", ROWS) else self._relaid(s, slot, found, path, open_, want)
+
+    def _before(self, source: Statement, path: Path) -> Path:
+        """As many of these loops as a statement stands in to be made once for those that it has no index of."""
+        own = {*source.touches(), *(x for x, _, _ in self.loops_of(source))}
+        if source.macs and self.schedule.choices & {"store", "wait"}:
+            for n, block in enumerate(path):
+                if block.label not in own and any(b.label in own for b in path[n:]):
+                    return path[:n]
+        return path
 
     def _one_token(self, along: Sequence[Along]) -> bool:
         """One token at a time: a panel is a row."""
@@ -390,8 +428,8 @@ class Builder:
             if not self._earlier(instance, common, path, open_):
                 continue
             axes = {a.label for a in along}
-            if any(b.label not in axes for b in closed):
-                continue            # it was made over and over there, or is one tile's share of a sum
+            if any(b.label not in axes or b.part for b in closed):
+                continue            # it was made over and over there, or is a share of a sum, or a part
             widened = {b.label for b in closed} & axes
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
@@ -399,7 +437,7 @@ class Builder:
                 return instance
             if instance.layout == PANEL:
                 continue
-            if source is None or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
+            if source is None or instance.kept or "keep" in self.schedule.choices or source.op.carried or source.op.joint:
                 return instance
         return None
 
@@ -425,7 +463,7 @@ class Builder:
         prefix = path[:depth]
         at = prefix[-1] if prefix else self.root
         child = next((b for b in open_ if b.parent is at), None)
-        block = self._open(at, wanted[matched:], source, child)
+        block = self.open(at, wanted[matched:], source, child)
         return block, open_ if block is at else block.path
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
@@ -453,7 +491,7 @@ class Builder:
             known = self._known(tensor, along, there, inside, "", source)
             if known is None:
                 at, within = self._below(source, there, inside)
-                self._place(source, at, within)
+                self.place(source, at, within)
                 known = self.instances[self._key(tensor, along)][-1]
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
@@ -498,7 +536,7 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self._place(term, self._open(self.root, self.loops_of(term), term, child))
+                self.place(term, self.open(self.root, self.loops_of(term), term, child))
         for tensor, ts in terms.items():
             if _begins(ts[0], tensor):
                 continue
@@ -506,7 +544,7 @@ class Builder:
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
             first = next(i for i, item in enumerate(self.root.items)
-                         if any(tensor in p.statement.makes.values() for p in _placed(item)))
+                         if any(tensor in p.statement.makes.values() for p in placed_in(item)))
             self.root.items.insert(first, filled)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
@@ -519,7 +557,7 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self._open(self.root, self.loops_of(update), update, None)
+        block = self.open(self.root, self.loops_of(update), update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:
@@ -533,12 +571,12 @@ def _begins(term: Statement, tensor: str) -> bool:
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
 
 
-def _placed(item: Block | Placed) -> Iterator[Placed]:
+def placed_in(item: Block | Placed) -> Iterator[Placed]:
     if isinstance(item, Placed):
         yield item
     else:
         for i in item.items:
-            yield from _placed(i)
+            yield from placed_in(i)
 
 
 def _common(a: Path, b: Path) -> int:

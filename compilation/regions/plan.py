@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from compilation.ops.base import Site
 from compilation.regions import schedule as schedules
+from compilation.regions.build import build
 from compilation.regions.loops import Nest
 from compilation.regions.memory import Layout
-from compilation.regions.nest import Builder
 from compilation.regions.search import Option, options, pruned
 from compilation.regions.statements import Statements, statements
 
@@ -49,7 +49,7 @@ def layout(region: Region, site: Site, schedule: str = "") -> Layout:
     key = (*_key(region, site), text)
     if key not in _LAYOUTS:
         read = schedules.read(text)
-        _LAYOUTS[key] = Layout(Builder(_statements(region, site, "split" in read.choices), read).build())
+        _LAYOUTS[key] = Layout(build(_statements(region, site, "split" in read.choices), read))
     return _LAYOUTS[key]
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from compilation.ops import REGISTRY
-from compilation.ops.base import Arrays, Op, Site, Slot
+from compilation.ops.base import Arrays, Op, Setting, Site, Slot
 from compilation.program import Program, Role
 from compilation.regions import plan
 from compilation.regions.loops import Nest
@@ -45,11 +45,11 @@ class Region(Op):
     # slots ------------------------------------------------------------------------------------------
     @cached_property
     def inputs(self) -> tuple[Slot, ...]:  # type: ignore[override]
-        kinds: dict[str, str] = {}
+        kinds: dict[str, str] = {}      # a parameter that is read as tokens are is trained as a whole, as vectors are
         for call in self.definition.calls:
             for slot, tensor in call.inputs.items():
                 kind = REGISTRY[call.op].slots[slot].kind
-                kinds[tensor] = kind if kinds.get(tensor, kind) == kind else "vector"
+                kinds[tensor] = kind if kinds.get(tensor, kind) == kind and kind != "tile" else "vector"
         roles = {Role.INPUT: "tile", Role.CONSTANT: ""}
         return tuple(Slot(t.name, roles[t.role] or kinds.get(t.name, "vector"), element=t.element)
                      for t in self.definition.tensors.values() if t.role in roles)
@@ -79,11 +79,14 @@ class Region(Op):
                 for r, t in made.items()}
 
     # what it costs -----------------------------------------------------------------------------------------
-    def settings(self, site: Site) -> list[tuple[dict[str, Any], int, int]]:
-        return [({"schedule": o.schedule}, o.scratch, o.macs) for o in plan.space(self, site).options]
+    def settings(self, site: Site) -> list[Setting]:
+        return [Setting({"schedule": o.schedule}, o.scratch, o.macs, o.time) for o in plan.space(self, site).options]
 
     def macs(self, site: Site) -> int:
-        return plan.layout(self, site).macs
+        return plan.layout(self, site).work[0]
+
+    def time(self, site: Site) -> int:
+        return plan.layout(self, site).work[1]
 
     def scratch(self, site: Site) -> int:
         return plan.nest(self, site).scratch

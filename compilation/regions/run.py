@@ -16,7 +16,7 @@ from compilation.errors import VerificationError
 from compilation.ops import REGISTRY, Op
 from compilation.ops.base import Arrays
 from compilation.regions.loops import ROWS, Loop, Nest, Stored, TileCall, Window
-from compilation.regions.windows import Place, Scope, Shape, call_extents, matrix_of, place, whole_site
+from compilation.regions.windows import Place, Scope, Shape, call_extents, matrix_of, place, strip_of, whole_site
 from compilation.types import F32, INDEX
 
 Chosen = Mapping[str, tuple[str, Sequence[int]]]    # parameter slot of the region -> axis, the rows or columns trained
@@ -69,8 +69,9 @@ class _Run:
         if isinstance(item, TileCall):
             self._call(item, Scope(around), at)
             return
-        begin = at[item.parent] if item.parent else 0
-        end = begin + (at[f"{item.parent}_size"] if item.parent else item.extent)
+        begin, end = item.span
+        if item.parent:
+            begin, end = at[item.parent], at[item.parent] + at[f"{item.parent}_size"]
         inside = {**around, item.variable: item}
         for start in range(begin, end, item.step):
             here = {**at, item.variable: start, f"{item.variable}_size": min(item.step, end - start)}
@@ -83,8 +84,8 @@ class _Run:
         site = whole_site(call, scope, {})
         extents = {n: p.value(at) for n, p in call_extents(call, scope, site)[0].items()}
         attrs = {**op.defaults(), **call.attrs, **{a: extents[n] for n, a in op.sized.items()}}
-        adds = {slot: any(at[v] != (at[p] if (p := scope.loops[v].parent) else 0) for v in over) or not over
-                for slot, over in call.adds.items()}
+        starts = {v: at[loop.parent] if loop.parent else loop.span[0] for v, loop in scope.loops.items()}
+        adds = {slot: any(at[v] != starts[v] for v in over) or not over for slot, over in call.adds.items()}
         given = {s: self._given(call, op, s, w, scope, at) for s, w in call.inputs.items()
                  if s not in op.once or not any(adds.values())}
         given, state = self._carry(call, op, scope, at, given)
@@ -134,7 +135,8 @@ class _Run:
 
     # -- windows -------------------------------------------------------------------------------------
     def _place(self, window: Window, scope: Scope) -> Place:
-        return place(window, self.shapes[window.tensor], self.layouts.get(window.tensor, ROWS), scope)
+        return place(window, self.shapes[window.tensor], self.layouts.get(window.tensor, ROWS), scope,
+                     strip_of(self.nest.stored.get(window.tensor), self.shapes))
 
     def _where(self, window: Window, scope: Scope, at: dict[str, int]) -> np.ndarray:
         """The positions of a window's elements in its flat array."""

@@ -12,6 +12,8 @@ from functools import cache
 CHOICES = {
     "rows": "a sum over a loop outside its result's own is made at once, when all its terms are there",
     "keep": "what is made in one loop and read in another is kept; else it is made again",
+    "store": "what is read again and again in a loop that it has no index of is made before that loop, once",
+    "wait": "as store, in columns of the result that the outermost loop has yet to reach; its last tile makes it again",
     "each": "a linear map of a sum over tiles is taken of each tile's share, and these are summed",
     "add": "gradients of weights are summed tile by tile in a buffer of their own; else made at once from whole operands",
     "split": "what an operation makes together is made in two loops, the shared values again",

@@ -15,25 +15,30 @@ import numpy as np
 
 from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
+from compilation.program import Role
+from compilation.regions.build import build
+from compilation.regions.estimate import Steps, blocks, capped, window
+from compilation.regions.estimate import work as steps_work
 from compilation.regions.memory import Layout
-from compilation.regions.nest import Block, Builder, NoNestError, Placed
+from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
 from compilation.regions.statements import Label, Statement, Statements, takes_shares
 
 TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
 FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
-FEW = 16                            # what has no more elements is not tiled
+FEW = 16                            # what has no more elements is not tiled where tiles of tokens are
+WORTH = 0.005                       # the share of time that more scratch has to save
 
 
 @dataclass(frozen=True)
 class Option:
     """One schedule. scratch: bytes that live at once (a placement may need a few more); macs: multiply-accumulates; time:
-    the same, weighted by what narrow tiles cost. over: results that may take the place of an input: result -> slot."""
+    estimated, in those of full tiles. over: results that may take the place of an input: result -> slot."""
 
     schedule: str
     scratch: int
     macs: int
-    time: float
+    time: int
     over: frozenset[tuple[str, str]]
 
 
@@ -50,12 +55,12 @@ def options(make: Callable[[bool], Statements]) -> list[Option]:
 
 
 def pruned(found: Iterable[Option]) -> list[Option]:
-    """By time; those dropped that are neither faster nor smaller than another."""
+    """By time; those dropped that are not faster than a smaller one, by what is worth its bytes."""
     kept: list[Option] = []
-    for o in sorted(found, key=lambda o: (o.time, o.scratch)):
-        if not kept or o.scratch < kept[-1].scratch:
+    for o in sorted(found, key=lambda o: (o.scratch, o.time)):
+        if not kept or o.time * (1 + WORTH) < kept[-1].time:
             kept.append(o)
-    return kept
+    return kept[::-1]
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def _structures(work: Statements, split: bool) -> Iterator[Structure]:
     useful = _useful(work)
     tokens = [x for x in useful if _is_token(work, x) and not x.carried]
     keys = [x for x in useful if x.carried]
-    features = [x for x in useful if x not in tokens and not x.carried and (x.size > FEW or _factor(work, x) > 1)]
+    features = [x for x in useful if x not in tokens and not x.carried and _is_long(work, x)]
     tall = max([x.size for x in (*tokens, *keys)], default=1)
     heads = [x for x in features if _factor(work, x) > 1]       # nothing is gained by heads inside of tokens
     for outside in ([*heads, *some] for some in _subsets([x for x in features if x not in heads])):
@@ -127,14 +132,31 @@ def _useful(work: Statements) -> list[Label]:
                 found += [a.label for a in s.along(slot)[:1 if t in work.sums else None] if a.label is not None]
             elif s.op.layout.get(slot) == "panel":
                 found += [a.label for a in s.along(slot)[:1] if a.label is not None]
+    ends = _ends(work)
     outer = {a.label for s in work.all for slot, t in (*s.reads.items(), *s.makes.items())
-             if t not in made and s.op.slots[slot].kind == "tile" for a in s.along(slot)[1:]}
+             if t in ends and s.op.slots[slot].kind == "tile" for a in s.along(slot)[1:]}
     return [x for x in work.labels if x in found and (x not in outer or _is_token(work, x))]
 
 
+def _ends(work: Statements) -> set[str]:
+    """The region's own slots that are token matrices, and sums."""
+    given = {n for n, t in work.definition.tensors.items() if t.role is Role.INPUT}
+    return (given | set(work.results) | work.sums.keys()) - work.gradients
+
+
 def _is_token(work: Statements, label: Label) -> bool:
-    return any(a.label is label for s in work.all for slot in (*s.reads, *s.makes) if s.op.slots[slot].kind == "tile"
-               for a in s.along(slot)[:1])
+    """Whether it runs along the rows of one of them."""
+    ends = _ends(work)
+    return any(a.label is label for s in work.all for slot, t in (*s.reads.items(), *s.makes.items())
+               if t in ends and s.op.slots[slot].kind == "tile" for a in s.along(slot)[:1])
+
+
+def _is_long(work: Statements, label: Label) -> bool:
+    """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
+    if label.size > FEW or _factor(work, label) > 1:
+        return True
+    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t not in _ends(work)]
+    return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
 
 
 def _factor(work: Statements, label: Label) -> int:
@@ -158,46 +180,43 @@ def _sinks(work: Statements) -> bool:
 
 def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Iterator[frozenset[str]]:
     shares = any(takes_shares(s.call, slot) for s in work.all for slot in s.sources)
-    forward = any(o in s.op.adds and not s.op.slots[o].sink and t not in work.sums and not s.op.joint
+    forward = any(o in s.op.adds and not work.gradient(s, o) and t not in work.sums and not s.op.joint
                   for s in work.all for o, t in s.makes.items())
     toggles = [["rows"]] * (forward and (outside or blocked)) + [["each"]] * (shares and blocked) + [["keep"]] * blocked \
-        + [["add"]] * _sinks(work)
+        + [["add"]] * _sinks(work) + [["store"]] * blocked + [["wait"]] * (blocked and forward and outside)
     for chosen in product((False, True), repeat=len(toggles)):
-        yield frozenset([t[0] for t, c in zip(toggles, chosen, strict=True) if c] + ["split"] * split)
+        words = {t[0] for t, c in zip(toggles, chosen, strict=True) if c}
+        if not {"store", "wait"} <= words and ("rows" in words or "wait" not in words):
+            yield frozenset([*words, *(["split"] * split)])
 
 
 def _evaluate(work: Statements, structure: Structure) -> list[Option]:
     """The options of one structure, at every combination of its steps."""
     try:
-        layout = Layout(Builder(work, structure.schedule).build())
+        layout = Layout(build(work, structure.schedule))
     except NoNestError:
         return []
     combos = np.array(list(product(*structure.steps)), dtype=np.int64)
     columns = {axis: n for n, group in enumerate(structure.axes) for axis in group}
-    blocks = _blocks(layout.builder.root)
-    step: dict[int, np.ndarray] = {}
-    for b in blocks:
+    step: Steps = {}
+    for b in blocks(layout.builder.root):
         assert b.label is not None
-        step[id(b)] = np.minimum(combos[:, columns[(b.label.name, b.tile)]], _extent(b, step, len(combos)))
+        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+    able = np.ones(len(combos), dtype=bool)
+    for b in blocks(layout.builder.root):
+        able &= _even(b, step)
+    combos, step = combos[able], {b: s[able] for b, s in step.items()}
     peak = np.zeros((len(layout.order), len(combos)), dtype=np.int64)
     for s in layout.storages.values():
-        if s.over is not None or s.instance.slot:
+        if s.over is not None or s.ahead is not None or s.instance.slot:
             continue
         size = np.full(len(combos), 4, dtype=np.int64)
         for a, origin in zip(s.instance.along, s.origins, strict=True):
             size *= a.size if origin is None else np.minimum(a.size, step[id(origin)] * a.factor)
         peak[s.first:s.last + 1] += -(-size // ALIGNMENT) * ALIGNMENT
-    macs = np.zeros(len(combos), dtype=np.int64)
-    time = np.zeros(len(combos))
     for n, p in enumerate(layout.order):
         peak[n] += _scratch(layout, p, step, len(combos))
-        if work_macs := p.statement.macs:
-            trips = np.ones(len(combos), dtype=np.int64)
-            for b in p.path:
-                if b.label not in p.statement.touches():
-                    trips *= -(-_extent(b, step, len(combos)) // step[id(b)])
-            macs += work_macs * trips
-            time += work_macs * trips * _price(p, step, len(combos))
+    macs, time = steps_work(layout.order, step, len(combos))
     scratch = peak.max(axis=0) if len(layout.order) else np.zeros(len(combos), dtype=np.int64)
     over = layout.over()
     out = []
@@ -208,36 +227,24 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
             loops.append((name, int(combo[columns[(name, name in seen)]])))
             seen.add(name)
         out.append(Option(str(Schedule(tuple(loops), structure.schedule.choices)), int(scratch[k]), int(macs[k]),
-                          float(time[k]), over))
+                          int(time[k]), over))
     return out
 
 
-def _blocks(block: Block) -> list[Block]:
-    """All loops, outer before inner."""
-    found = []
-    for item in block.items:
-        if isinstance(item, Block):
-            found += [item, *_blocks(item)]
-    return found
-
-
-def _extent(b: Block, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+def _even(b: Block, step: Steps) -> np.ndarray:
+    """Where a loop, if its last tile is by itself, has several of one size."""
     assert b.label is not None
-    outer = [x for x in b.path[:-1] if x.label is b.label]
-    return np.minimum(b.label.size, step[id(outer[-1])]) if outer else np.full(count, b.label.size, dtype=np.int64)
+    if not b.part:
+        return np.ones(len(step[id(b)]), dtype=bool)
+    return (b.label.size % step[id(b)] == 0) & (b.label.size > step[id(b)])
 
 
-def _scratch(layout: Layout, p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
+def _scratch(layout: Layout, p: Placed, step: Steps, count: int) -> np.ndarray:
     """The kernel's own scratch, which depends on few of the steps."""
     s = p.statement
     if type(s.op).scratch is Op.scratch:
         return np.zeros(count, dtype=np.int64)
-    sizes = s.sizes
-    extents = {}
-    for index, (label, factor) in s.labels.items():
-        inside = [b for b in p.path if b.label is label]
-        if inside:
-            extents[index] = np.minimum(sizes[index], step[id(inside[-1])] * factor)
+    extents = window(p, step)
     if not extents:
         return np.full(count, layout.kernel_scratch(p), dtype=np.int64)
     table = np.stack(list(extents.values()), axis=1)
@@ -256,15 +263,3 @@ def _scratch_of(s: Statement, extents: tuple[tuple[str, int], ...]) -> int:
 
 
 _SCRATCH: dict[tuple[object, ...], int] = {}
-
-
-def _price(p: Placed, step: dict[int, np.ndarray], count: int) -> np.ndarray:
-    """What a multiply-accumulate costs in tiles of this size, against one in large ones."""
-    price = np.ones(count)
-    s = p.statement
-    for index, (label, factor) in s.labels.items():
-        inside = [b for b in p.path if b.label is label]
-        if inside:
-            extent = np.minimum(s.sizes[index], step[id(inside[-1])] * factor)
-            price *= 1 + 3 / extent
-    return price

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
-from compilation.program import Call, Program
+from compilation.program import Call, Program, Role
 from compilation.regions.loops import PANEL
 from compilation.types import Type
 
@@ -99,6 +99,12 @@ class Statement:
             found[at] = Along(found[at].label, found[at].factor, trained)
         return tuple(found)
 
+    def takes(self, slot: str) -> bool:
+        """Whether the values in a slot are read, not only the shape: a weight's gradient needs no weight."""
+        if self.op.slots[slot].kind == "matrix" and all(self.op.slots[o].sink for o in self.makes):
+            return False
+        return slot not in self.op.needed_for or bool(set(self.op.needed_for[slot]) & set(self.makes))
+
     def free(self, label: Label) -> bool:
         """Whether tiles of the label are tiles of every output."""
         return all(any(a.label is label for a in self.along(s)) for s in self.makes)
@@ -107,10 +113,20 @@ class Statement:
         """The labels of its indices that may be tiled."""
         return list(dict.fromkeys(label for label, _ in self.labels.values() if not label.whole))
 
+    @property
+    def adds(self) -> bool:
+        """Whether all that it makes can be added to what stands there."""
+        return all(o in self.op.adds for o in self.makes)
+
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates on whole tensors."""
         return self.op.macs(self.site)
+
+    @cached_property
+    def elements(self) -> int:
+        """Elements of its results."""
+        return self.op.elements(self.site)
 
 
 @dataclass
@@ -127,6 +143,16 @@ class Statements:
     makers: dict[str, Statement]
     all: list[Statement]
     labels: list[Label]
+
+    def gradient(self, s: Statement, slot: str) -> bool:
+        """Whether a slot makes a parameter's gradient, or adds to it."""
+        return s.op.slots[slot].sink or s.makes[slot] in self.gradients
+
+    @cached_property
+    def gradients(self) -> frozenset[str]:
+        """The results that are gradients of parameters."""
+        fixed = {n for n, t in self.definition.tensors.items() if t.role is Role.CONSTANT}
+        return frozenset(r for r in self.results if r.startswith("d_") and r.removeprefix("d_") in fixed)
 
 
 def is_cheap(op: Op, site: Site) -> bool:
@@ -251,15 +277,16 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
 
     updates: the results that are gradients of a parameter and applied to it at once.
     """
-    calls = _with_copies(normal_calls(definition, results, split), results)
     types = {n: t.type for n, t in definition.tensors.items()}
-    sums, calls = _merge_sums(calls, set(results))
+    calls = _with_copies(normal_calls(definition, results, split), set(results) - set(updates))
+    sums, calls = _merge_sums(calls, set(results), types)
     plain = [_statement(c, types, parts) for c in calls]
     made: dict[str, list[Statement]] = {}
     for s in plain:
         for t in s.makes.values():
             made.setdefault(t, []).append(s)
-    work = Statements(definition, results, types, {t: made[t] for t in sums}, {}, [], [])
+    terms = {t: sorted(ss, key=lambda s: s.adds) for t, ss in made.items() if t in sums}    # what cannot add comes first
+    work = Statements(definition, results, types, terms, {}, [], [])
     _clone(plain, made, work)
     for s in work.all:
         name = next(iter(s.makes.values()))
@@ -286,7 +313,7 @@ def _made(op: Op, site: Site, slot: str) -> Type:
     return inferred[slot] if slot in inferred else Type(op.line.shape(slot, op.bind(site)))
 
 
-def _with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
+def _with_copies(calls: list[Call], results: set[str]) -> list[Call]:
     """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own."""
     read = {t for c in calls for t in c.inputs.values()}
     names: dict[str, str] = {}
@@ -302,69 +329,92 @@ def _with_copies(calls: list[Call], results: tuple[str, ...]) -> list[Call]:
     return renamed + copies
 
 
-def _merge_sums(calls: list[Call], results: set[str]) -> tuple[dict[str, list[Call]], list[Call]]:
-    """Additions whose operands are all made by calls that can add to what stands there become sums in one tensor."""
+def _merge_sums(calls: list[Call], results: set[str], types: dict[str, Type]) -> tuple[set[str], list[Call]]:
+    """Additions become sums in one tensor, which the calls that make the terms add to.
+
+    What is not made by such calls comes first: one term that is written for the sum alone is written there; else the
+    others are added up, and the last addition writes there. What is made as a panel is copied there.
+    """
     made = {t: c for c in calls for t in c.outputs.values()}
     uses = Counter(t for c in calls for t in c.inputs.values())
-    roots: dict[str, str] = {}          # tensor -> the sum that it is a part of
 
-    def summable(tensor: str) -> bool:
-        call = made.get(tensor)
-        if call is None or uses[tensor] != 1 or tensor in results:
-            return False
-        if call.op == ADD:
-            return all(map(summable, call.inputs.values()))
-        slot = next(s for s, t in call.outputs.items() if t == tensor)
-        return slot in REGISTRY[call.op].adds and not REGISTRY[call.op].once & call.inputs.keys()
+    def inner(tensor: str) -> bool:
+        """Whether a tensor is made for one reader alone."""
+        return tensor in made and uses[tensor] == 1 and tensor not in results
 
-    def mark(call: Call, root: str) -> None:
+    def can_add(tensor: str) -> bool:
+        return inner(tensor) and _slot(made[tensor], tensor) in REGISTRY[made[tensor].op].adds
+
+    def adder(tensor: str) -> bool:
+        """Whether what makes a tensor may add it to the sum."""
+        return can_add(tensor) and not REGISTRY[made[tensor].op].once & made[tensor].inputs.keys()
+
+    def panel(tensor: str) -> bool:
+        native = REGISTRY[made[tensor].op].layout.get(_slot(made[tensor], tensor))
+        return native == PANEL and types[tensor].shape[0] > 1
+
+    def terms_of(call: Call) -> tuple[list[str], list[Call]]:
+        """What is added up, and the additions."""
+        terms: list[str] = []
+        additions = [call]
         for t in call.inputs.values():
-            roots[t] = root
-            if made[t].op == ADD:
-                mark(made[t], root)
+            below, more = terms_of(made[t]) if inner(t) and made[t].op == ADD else ([t], [])
+            terms, additions = terms + below, additions + more
+        return terms, additions
 
-    def begins(tensor: str) -> bool:
-        """Whether what makes a tensor may write it into the sum, for the other term to be added."""
-        return tensor in made and uses[tensor] == 1 and tensor not in results and made[tensor].op != ADD
-
-    merged: set[int] = set()
+    roots: dict[str, str] = {}          # term -> the sum that it is a part of
+    shared: set[str] = set()
+    gone: dict[int, list[Call]] = {}    # addition -> what stands in its place
     for call in reversed(calls):
-        terms = list(call.inputs.values())
-        if call.op != ADD or id(call) in merged or len(set(terms)) != 2:
+        if call.op != ADD or id(call) in gone:
             continue
+        terms, additions = terms_of(call)
         root = call.outputs["y"]
-        if all(map(summable, terms)):
-            mark(call, root)
-            merged |= {id(call)} | {id(made[t]) for t, r in roots.items() if r == root and made[t].op == ADD}
-        elif any(summable(b) and made[b].op != ADD and begins(a) for a, b in (terms, terms[::-1])):
-            roots |= dict.fromkeys(terms, root)
-            merged.add(id(call))
-    shared = {root for root in set(roots.values()) if root not in results
-              and all(map(summable, (t for t, r in roots.items() if r == root)))
-              and all(takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == root)}
-    roots = {t: root for t, root in roots.items() if root not in shared or made[t].op != ADD}
+        adders = [t for t in terms if adder(t)]
+        rest = [t for t in terms if t not in adders]
+        if len(set(terms)) < len(terms) or not adders:
+            continue
+        if len(rest) == 1 and (not inner(rest[0]) or can_add(rest[0]) or panel(rest[0])):
+            rest.append(adders.pop(0))
+        if not adders:
+            continue
+        begun: list[Call] = []
+        for n, t in enumerate(rest[1:], 1):
+            name = root if n == len(rest) - 1 else f"{root}.{n}"
+            types[name] = types[root]
+            before = begun[-1].outputs["y"] if begun else rest[0]
+            begun.append(Call(ADD, {"a": before, "b": t}, {"y": name}, where=call.where))
+        gone |= {id(c): [] for c in additions} | {id(call): begun}
+        roots |= dict.fromkeys(adders if begun else terms, root)
+        readers = [(c, s) for c in calls for s, t in c.inputs.items() if t == root]
+        if not rest and root not in results and all(takes_shares(c, s) for c, s in readers):
+            shared.add(root)
     out: list[Call] = []
-    sums: dict[str, list[Call]] = {}
+    sums = set(roots.values()) - shared
+
+    def put(c: Call) -> None:
+        """c: its outputs as they were."""
+        into = {t: roots[t] for t in c.outputs.values() if t in roots and roots[t] not in shared}
+        copied = {t for t in into if panel(t)}
+        out.append(replace(c, outputs={s: t if t in copied else into.get(t, t) for s, t in c.outputs.items()}))
+        out.extend(Call("copy", {"x": t}, {"y": into[t]}, where=c.where) for t in copied)
+
     for c in calls:
-        if id(c) in merged:
-            continue
-        terms = [t for t, root in roots.items() if root in shared and root in c.inputs.values()]
-        for term in terms:
-            slot = next(s for s, t in c.inputs.items() if t == roots[term])
-            each = replace(c, inputs={**c.inputs, slot: term}, outputs={s: roots.get(t, t) for s, t in c.outputs.items()})
-            out.append(each)
-            for t in each.outputs.values():
-                sums.setdefault(t, []).append(each)
-        if terms:
-            continue
-        parts = {roots[t] for t in c.outputs.values() if t in roots} - shared
-        c = replace(c, outputs={s: t if roots.get(t, t) in shared else roots.get(t, t) for s, t in c.outputs.items()})
-        for root in parts:
-            sums.setdefault(root, []).append(c)
-        out.append(c)
-    for added in sums.values():         # what cannot add comes first
-        added.sort(key=lambda c: all(s in REGISTRY[c.op].adds for s in c.outputs))
+        out += gone.get(id(c), [])
+        slot = next((s for s, t in c.inputs.items() if t in shared), None)
+        if id(c) not in gone and slot is None:
+            put(c)
+        elif slot is not None:          # of each share
+            for t in (t for t, root in roots.items() if root == c.inputs[slot]):
+                outputs = {s: roots.get(o, o) for s, o in c.outputs.items()}
+                out.append(replace(c, inputs={**c.inputs, slot: t}, outputs=outputs))
+                sums.update(out[-1].outputs.values())
     return sums, out
+
+
+def _slot(call: Call, tensor: str) -> str:
+    """The output slot that makes a tensor."""
+    return next(s for s, t in call.outputs.items() if t == tensor)
 
 
 def takes_shares(call: Call, slot: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from compilation.ops import REGISTRY, Op, Site
-from compilation.regions.loops import PANEL, Axis, Loop, TileCall, Window
+from compilation.regions.loops import PANEL, Axis, Loop, Stored, TileCall, Window
 
 Shape = tuple[int, ...]
 Parts = Mapping[str, tuple[str, int]]       # as `Site.parts`: parameter slot -> axis, how much of it is trained
@@ -85,16 +85,21 @@ class Scope:
     def sizes(self, variable: str) -> set[int]:
         """The tile sizes that occur: at most whole tiles and the last."""
         loop = self.loops[variable]
-        over = self.sizes(loop.parent) if loop.parent else {loop.extent}
+        over = self.sizes(loop.parent) if loop.parent else {loop.span[1] - loop.span[0]}
         return {n for extent in over for n in (min(loop.step, extent), extent % loop.step) if n}
 
     def begin(self, variable: str) -> Poly:
-        """The variable; 0 where the loop has one iteration."""
-        return Poly.of(0 if self.single(variable) else variable)
+        """The variable; where the loop has one iteration, its begin."""
+        return Poly.of(self.loops[variable].span[0] if self.single(variable) else variable)
 
     def single(self, variable: str) -> bool:
+        """Whether the loop has one iteration."""
         loop = self.loops[variable]
         return not loop.parent and loop.trips == 1
+
+    def whole(self, variable: str) -> bool:
+        """Whether that has the whole index."""
+        return self.single(variable) and self.loops[variable].part is None
 
     def size(self, variable: str) -> Poly:
         """Elements of the present tile."""
@@ -114,7 +119,7 @@ class Scope:
     def first(self, variable: str) -> str:
         """C: whether the loop is at its first tile; "" where it always is."""
         loop = self.loops[variable]
-        return "" if self.single(variable) else f"{variable} == {self.begin(loop.parent) if loop.parent else 0}"
+        return "" if self.single(variable) else f"{variable} == {self.begin(loop.parent) if loop.parent else loop.span[0]}"
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,11 @@ class Place:
         return self.extents[0] if len(self.extents) == 2 else Poly.of(1)
 
 
-def place(window: Window, shape: Shape, layout: str, scope: Scope) -> Place:
-    """shape: of the storage. A window of one axis is one row; leading axes of the storage fold into its rows."""
+def place(window: Window, shape: Shape, layout: str, scope: Scope, strip: tuple[Axis, int] | None = None) -> Place:
+    """shape: of the storage. A window of one axis is one row; leading axes of the storage fold into its rows.
+
+    strip: where the storage is a strip of a tensor, which of its columns, and how many it has.
+    """
     begins, extents = [], []
     for axis in window.axes:
         start = scope.begin(axis.start) if axis.start else scope.begin(axis.origin) if axis.origin else Poly()
@@ -152,7 +160,16 @@ def place(window: Window, shape: Shape, layout: str, scope: Scope) -> Place:
         tokens = scope.size(first.origin) * Poly.of(first.factor) if first.origin else Poly.of(shape[0])
         return Place(c * tokens + t, Poly.of(1), tokens, tuple(begins), tuple(extents))
     row = Poly.of(shape[-1] if shape else 1)
+    if strip is not None:
+        axis, columns = strip
+        row = Poly.of(columns)
+        c = c + (scope.begin(axis.start) + Poly.of(axis.ahead)) * Poly.of(axis.factor)
     return Place(t * row + c, row, Poly.of(1), tuple(begins), tuple(extents))
+
+
+def strip_of(stored: Stored | None, shapes: Mapping[str, Shape]) -> tuple[Axis, int] | None:
+    """`place`'s, of a tensor of the nest's own. shapes: of the region's slots, by name."""
+    return None if stored is None or stored.strip is None else (stored.strip, shapes[stored.stands][-1])
 
 
 def matrix_of(op: Op, slot: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from compilation.ops import REGISTRY, Op, Slot
 from compilation.regions.loops import ROWS, Loop, Nest, TileCall, Window
-from compilation.regions.windows import Parts, Place, Poly, Scope, Shape, call_extents, place, whole_site
+from compilation.regions.windows import Parts, Place, Poly, Scope, Shape, call_extents, place, strip_of, whole_site
 from compilation.types import F32
 from runtime.codegen.literals import attribute, gradient_slot
 from runtime.errors import CodegenError
@@ -104,7 +104,7 @@ class _Writer:
             if s.name in used:
                 where = _plus("(float *)region->scratch", Poly.of((s.offset or 0) // F32.bytes))
                 if s.stands:
-                    where = f"region->{s.stands}" + ".grad" * self.slots.fields[s.stands].startswith("vt_sink")
+                    where = self._base(s.stands)
                 yield f"{INDENT}float *const {self.names[s.name]} = {where};"
 
     # -- loops -----------------------------------------------------------------------------------------
@@ -119,8 +119,10 @@ class _Writer:
             yield from self._items(loop.body, inside, depth)
             return
         body = list(self._items(loop.body, inside, depth + 1))
-        begin = scope.begin(loop.parent) if loop.parent else Poly()
-        end = begin + (scope.size(loop.parent) if loop.parent else Poly.of(loop.extent))
+        begin, end = map(Poly.of, loop.span)
+        if loop.parent:
+            begin = scope.begin(loop.parent)
+            end = begin + scope.size(loop.parent)
         yield f"{INDENT * depth}for (int32_t {v} = {begin}; {v} < {end}; {v} += {loop.step}) {{"
         if any(re.search(rf"\b{v}_size\b", line) for line in body):
             rest = end - Poly.of(v)
@@ -179,17 +181,20 @@ class _Writer:
     def _ends(call: TileCall, scope: Scope) -> dict[str, str]:
         """Whether the call has the first, and the last, tile of what is carried."""
         for v in call.carried.values():
-            if not scope.single(v):
+            if not scope.whole(v):
                 end = scope.begin(v) + scope.size(v)
-                return {"first": f"{v} == 0", "last": f"{end} == {scope.root(v).extent}"}
+                return {"first": f"{scope.begin(v)} == 0", "last": f"{end} == {scope.root(v).extent}"}
         return {}
 
     def _place(self, window: Window, scope: Scope) -> Place:
         stored = self.nest.stored.get(window.tensor)
-        return place(window, self.shapes[window.tensor], stored.layout if stored else ROWS, scope)
+        layout, strip = stored.layout if stored else ROWS, strip_of(stored, self.shapes)
+        return place(window, self.shapes[window.tensor], layout, scope, strip)
 
     def _base(self, tensor: str) -> str:
-        return self.names.get(tensor, f"region->{tensor}")
+        """Where a tensor of the nest, or a slot, begins."""
+        sink = self.slots.fields.get(tensor, "").startswith("vt_sink")
+        return self.names.get(tensor, f"region->{tensor}" + ".grad" * sink)
 
     def _input(self, slot: Slot, window: Window | None, scope: Scope) -> str:
         if window is None:
@@ -208,8 +213,6 @@ class _Writer:
         if not slot.sink:
             pointer = _plus(base, p.at)
             return f"{{.at = {pointer}, .row = {p.row}, .col = {p.col}, .add = {add}}}" if slot.kind == "tile" else pointer
-        if window.tensor not in self.nest.stored and self.slots.fields[window.tensor].startswith("vt_sink"):
-            base += ".grad"
         pointer = base if slot.kind == "matrix" else _plus(base, p.at)
         own = int(slot.kind == "matrix" and window.tensor in self.nest.stored)
         return f"{{.grad = {pointer}, .param = 0, .velocity = 0, .add = {add}, .window = {own}}}"

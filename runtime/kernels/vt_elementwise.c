@@ -63,7 +63,6 @@ VT_INLINE float vt_sigmoid_value(float x) { return 1.0f / (1.0f + vt_expf(-x)); 
         vt_map(&k->y, &k->first, &k->second, k->n, k->c, vt_##op##_run);                       \
     }
 
-VT_KERNEL(copy, y, x, x, a)
 VT_KERNEL(add, y, a, b, a + b)
 VT_KERNEL(mul, y, a, b, a * b)
 VT_KERNEL(relu, y, x, x, a <= 0.0f ? 0.0f : a)           /* NaN stays NaN: it is to be seen */
@@ -74,6 +73,16 @@ VT_KERNEL(silu, y, x, x, a * vt_sigmoid_value(a))
 VT_KERNEL(silu_grad, d_x, x, dy, b * (vt_sigmoid_value(a) * VT_FMA(a, 1.0f - vt_sigmoid_value(a), 1.0f)))
 VT_KERNEL(tanh, y, x, x, vt_tanhf(a))
 VT_KERNEL(tanh_grad, d_x, x, dy, b * VT_FMA(-vt_tanhf(a), vt_tanhf(a), 1.0f))
+
+VT_RUN(vt_copy_run, a)
+
+/* y = x, or y += x. */
+void vt_copy(const vt_copy_args *k, const vt_step *s) {
+    const vt_in y = {k->y.at, k->y.row, k->y.col};
+    (void)s;
+    if (k->y.add) vt_map(&k->y, &y, &k->x, k->n, k->c, vt_add_run);
+    else vt_map(&k->y, &k->x, &k->x, k->n, k->c, vt_copy_run);
+}
 
 VT_RUN(vt_gelu_exact_run, vt_gelu_value(a))
 VT_RUN(vt_gelu_tanh_run, vt_gelu_tanh_value(a))
@@ -145,14 +154,14 @@ void vt_sgd(const vt_sgd_args *k, const vt_step *s) {
     for (t = 0; t < k->n; t++) {
         const float *row = k->g.at + (ptrdiff_t)t * k->g.row;
         if (k->g.col == 1) {
-            vt_apply(s, &k->p, (ptrdiff_t)t * k->c, row, k->c);
+            vt_apply(s, &k->p, (ptrdiff_t)t * k->ld, row, k->c);
             continue;
         }
         for (c0 = 0; c0 < k->c; c0 += w) {
             float g[16];
             w = k->c - c0 >= 16 ? 16 : k->c - c0;
             for (l = 0; l < w; l++) g[l] = row[(ptrdiff_t)(c0 + l) * k->g.col];
-            vt_apply(s, &k->p, (ptrdiff_t)t * k->c + c0, g, w);
+            vt_apply(s, &k->p, (ptrdiff_t)t * k->ld + c0, g, w);
         }
     }
 }

@@ -2,7 +2,8 @@
 #define VT_ELEMENTWISE_H
 #include "vt_kernels.h"
 
-/* Every operand here is a window (n, c) of any strides; a y or d_x may be the very window of x, a, b or dy. */
+/* Every operand here is a window (n, c) of any strides; a y or d_x may be the very window of x, a, b or dy.
+ * vt_copy adds to y where y.add is 1. */
 typedef struct { vt_in x; vt_out y; int32_t n, c; } vt_relu_args, vt_sigmoid_args, vt_silu_args, vt_tanh_args, vt_copy_args;
 typedef struct {
     vt_in x, dy;
@@ -32,9 +33,9 @@ typedef struct {
     int32_t n, c;
 } vt_scale_grad_args;
 
-/* The parameter (n, c), rows one after another, and its velocity stand in the sink p: v = momentum * v + g (v = g without
+/* The parameter (n, c), from row to row ld, and its velocity stand in the sink p: v = momentum * v + g (v = g without
  * a velocity), p -= lr * v. g: any strides. */
-typedef struct { vt_sink p; vt_in g; int32_t n, c; } vt_sgd_args;
+typedef struct { vt_sink p; vt_in g; int32_t n, c, ld; } vt_sgd_args;
 
 void vt_gelu(const vt_gelu_args *k, const vt_step *s);
 void vt_gelu_grad(const vt_gelu_grad_args *k, const vt_step *s);

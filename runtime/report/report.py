@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compilation.memory.liveness import lifetimes, live_bytes
+from compilation.passes.training import trained_names
 from compilation.pieces import trained_parts
 from compilation.program import ARENA_ROLES, Program, Role
 from runtime.codegen.generate import STACK_BYTES
@@ -21,6 +22,7 @@ from runtime.report.figures import Series, bar, line_chart, memory_picture, numb
 from runtime.simulator import Measured
 from runtime.verdict import Outcome, TensorCheck, Validation
 
+FIGURES = ("moved", "error", "allowed", "float32", "share")     # of a trained tensor, as `tensor_figures`
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -32,7 +34,7 @@ class RunReport:
     training_losses: of the whole fine-tuning. frontier: [{"ram_bytes", "macs", "trained_parameters", "label",
     "chosen"}], the plans that the chooser compared. facts: further lines for the table (label -> text). gram: readings of
     trained Gram residuals over the fine-tuning [{"step", "block", "T_over_Z_norm", "A_norm", "B_norm", ...}]. stages: name
-    of a stage -> wall seconds.
+    of a stage -> wall seconds. slower: estimated time of a step, times that without recomputation.
     """
 
     name: str
@@ -48,6 +50,7 @@ class RunReport:
     training_losses: list[float] = field(default_factory=list)
     macs_without_recompute: int | None = None
     schedule: str = ""
+    slower: float | None = None
     frontier: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     gram: list[dict[str, float]] = field(default_factory=list)
@@ -69,7 +72,7 @@ class RunReport:
             "output_bytes": m.output_bytes, "stack_reserve_bytes": STACK_BYTES, "stack_measured_bytes": m.stack_bytes,
             "stack_host_bytes": m.host_stack_bytes,
             "macs_per_step": m.macs, "macs_predict": m.predict_macs,
-            "macs_without_recompute": self.macs_without_recompute,
+            "macs_without_recompute": self.macs_without_recompute, "slower_estimated": self.slower,
             "trained_parameters": self.trained_parameters, "plan": self.plan,
             "accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after,
             "trace_steps": v.steps, "loss_max_rel_error": v.loss_max_rel_error,
@@ -111,20 +114,26 @@ def peak_tensors(program: Program) -> tuple[int, list[tuple[str, str, int]]]:
 
 
 def plan_rows(report: RunReport) -> list[dict[str, str]]:
-    """One row a trained tensor: what of it is trained and how far it is from float64."""
+    """One row a parameter of the plan: what of it is trained, and how far it is from float64."""
     errors = {t.name: t for t in report.validation.tensors}
     parameters = report.plan.get("parameters", report.plan)
     rows = []
-    for part in trained_parts(report.program):
+    parts = trained_parts(report.program)
+    for part in parts:
         chosen = parameters.get(part.parameter, parameters.get(part.name, "all"))
         if isinstance(chosen, dict):
             (axis, index), = chosen.items()
             what = f"{len(index)} of {part.whole[1 if axis == 'cols' else 0]} {'columns' if axis == 'cols' else 'rows'}"
+        elif part.axis:
+            what = f"{len(part.index)} of {part.whole[part.axis == 'cols']}: the others' gradient is zero: constants"
         else:
             what = str(chosen)
         e = errors.get(part.name)
         rows.append({"name": part.parameter, "what": what, "count": f"{part.bytes // 4:,}",
-                     **(tensor_figures(e) if e else dict.fromkeys(("moved", "error", "allowed", "float32", "share"), ""))})
+                     **(tensor_figures(e) if e else dict.fromkeys(FIGURES, ""))})
+    stored = {n for part in parts for n in (part.parameter, part.name)}
+    rows += [{"name": n, "what": "its gradient is zero, it is a constant", "count": "0", **dict.fromkeys(FIGURES, "")}
+             for n in trained_names(parameters) if n not in stored]
     return rows
 
 
@@ -197,7 +206,8 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
     agree = "= planned" if planned == m.ram_bytes else f"PLANNED {planned:,}"
     gap = m.arena_bytes / report.arena_lower_bound_bytes if report.arena_lower_bound_bytes else float("nan")
     base = report.macs_without_recompute
-    again = f" ({m.macs / base:.2f} x without recompute)" if base else ""
+    time = f", estimated time {report.slower:.2f} x" if report.slower else ""
+    again = f" ({m.macs / base:.2f} x without recompute{time})" if base else ""
     return [
         ("accuracy, held out", f"{percent(report.accuracy_before)} before, {percent(report.accuracy_after)} after"),
         ("budget", budget),

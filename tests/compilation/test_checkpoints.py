@@ -108,7 +108,7 @@ def test_every_order_of_a_random_network_trains_the_same(seed: int, trained: str
             assert all(np.array_equal(found[n], expected[n]) for n in found), order
             for arena in (None, 0, schedule.peak * 3 // 4):
                 tuned = plan.at(whole, order.slots, order.source, arena, order.stride, order.kept)
-                assert plan.structure(whole).weigh(order, arena) == (tuned.peak, tuned.macs), order
+                assert plan.structure(whole).weigh(order, arena) == (tuned.peak, tuned.macs, tuned.time), order
 
 
 def test_values_carried_side_by_side_are_cut_together() -> None:

@@ -278,7 +278,7 @@ def sgd(library: ct.CDLL, p: np.ndarray, g: np.ndarray, update: Update) -> tuple
     args = structures()["vt_sgd_args"]()
     p, g, v = (np.ascontiguousarray(a, np.float32).copy() for a in (p, g, np.full(g.shape, 0.25)))
     args.p = Sink(None, p.ctypes.data, v.ctypes.data if update.velocity else None)
-    args.g, args.n, args.c = In(g.ctypes.data, g.size, 1), 1, g.size
+    args.g, args.n, args.c, args.ld = In(g.ctypes.data, g.size, 1), 1, g.size, g.size
     library.vt_sgd(ct.byref(args), ct.byref(Step(update.lr, update.momentum, None)))
     return p, v
 

@@ -48,16 +48,16 @@ def test_two_schedules_of_one_planner_are_independent() -> None:
     least = planner.smallest()
     more = planner.fastest(2 * least.ram)
     assert more is not None
-    one = compiler.finish(least, least.macs, least.ram)
+    one = compiler.finish(least, least, least.ram)
     before = one.program.to_json()
     offsets = {n: t.offset for n, t in one.program.tensors.items()}
-    two = compiler.finish(more, more.macs, 2 * least.ram)
-    three = compiler.finish(planner.unconstrained(), more.macs, None)
+    two = compiler.finish(more, more, 2 * least.ram)
+    three = compiler.finish(planner.unconstrained(), more, None)
     assert one.program.to_json() == before
     assert {n: t.offset for n, t in one.program.tensors.items()} == offsets
     for compiled in (one, two, three):
         check_program_memory(compiled.program, compiled.memory.arena)
-    assert compiler.finish(least, least.macs, least.ram).program == one.program
+    assert compiler.finish(least, least, least.ram).program == one.program
     assert all(t.offset is None for t in (*least.program.tensors.values(), *compiler.forward.tensors.values()))
 
 

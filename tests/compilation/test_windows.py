@@ -128,5 +128,6 @@ def test_sgd_on_windows_of_rows(layout: str, library: ct.CDLL) -> None:
     for t0, n in ((0, 4), (4, 5)):
         args = structures()["vt_sgd_args"]()
         args.p, args.g, args.n, args.c = Sink(None, p[t0:].ctypes.data, None, 0), home.window(In, t0, 0), n, 21
+        args.ld = 21
         library.vt_sgd(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
     np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)

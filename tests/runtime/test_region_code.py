@@ -73,7 +73,7 @@ def test_two_calls_of_a_region_are_one_function(schedule: float, tmp_path: Path)
     program = two_blocks("")
     region, = program.regions.values()
     assert isinstance(region, Region)
-    found = [str(s["schedule"]) for s, _, _ in region.settings(site(program, program.calls[0]))]
+    found = [str(s.attrs["schedule"]) for s in region.settings(site(program, program.calls[0]))]
     program = two_blocks(found[int(schedule * (len(found) - 1))])
     values = {n: rng.normal(1.0, 0.5, t.shape).astype(np.float32) for n, t in program.tensors.items()
               if t.role is Role.CONSTANT}

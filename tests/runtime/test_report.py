@@ -25,7 +25,7 @@ KEYS = {
     "budget_bytes", "ram_planned_bytes", "ram_measured_bytes", "arena_bytes", "arena_lower_bound_bytes", "flash_bytes",
     "macs_per_step", "trained_parameters", "plan", "accuracy_before", "accuracy_after", "trace_steps",
     "loss_max_rel_error", "weight_max_abs_error", "loss_max_rel_error_float32", "weight_max_abs_error_float32",
-    "verdict", "validated", "trained_tensors", "tensors_right", "tensors_resolved"}
+    "slower_estimated", "verdict", "validated", "trained_tensors", "tensors_right", "tensors_resolved"}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def report(toy_simulator: Simulator) -> RunReport:
     measured = toy_simulator.measure(trace.images[0], int(trace.labels[0]))
     return RunReport("a <toy> run", toy_simulator.program, measured, replay(toy_simulator, trace), 52, 12,
                      {"parameters": {"fc.weight": {"cols": [1, 4]}, "fc.bias": "all"}}, 5000, 0.1, 0.625,
-                     training_losses=[2.0, 1.5, 1.0], macs_without_recompute=16,
+                     training_losses=[2.0, 1.5, 1.0], macs_without_recompute=16, slower=2.5,
                      frontier=[{"ram_bytes": 4264, "macs": 32, "trained_parameters": 12, "label": "a", "chosen": True},
                                {"ram_bytes": 4200, "macs": 40, "trained_parameters": 4, "label": "other"}])
 
@@ -49,6 +49,7 @@ def test_report_is_self_contained_and_says_what_was_measured(report: RunReport, 
     for picture in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(picture)
     table = console.export_text()
+    assert "2.00 x without recompute, estimated time 2.50 x" in table
     assert "4,264 bytes = planned" in table and "proven equal to PyTorch" in table
     assert not list((tmp_path / "run").glob("*.new"))
 

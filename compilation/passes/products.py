@@ -1,0 +1,131 @@
+"""Products of several matrices are taken in the order of the fewest multiply-accumulates.
+
+A chain is a tree of products of which nothing but the next product reads a result, seen through transpositions and through
+factors that are numbers. How it is split is the classical dynamic programme; which results are made transposed is free, and
+a right factor is, so that its product's gradients come row by row. The numbers become one, and multiply the smallest result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from compilation.ops import REGISTRY
+from compilation.ops.matmul import Product
+from compilation.passes.rewrite import fresh, producers, site, use_counts
+from compilation.program import Call, Program, Role, Tensor
+
+FACTOR = "mul_const"
+PRODUCTS = {op.turned: op.name for op in REGISTRY.values() if isinstance(op, Product)}
+NAMES = frozenset(PRODUCTS.values())
+
+
+def order_products(program: Program) -> None:
+    """Rewrite the chains of three matrices and more, in place."""
+    made, uses = producers(program), use_counts(program)
+    inner = {t for c in program.calls if c.op in NAMES or c.op == FACTOR for t in c.inputs.values()
+             if uses[t] == 1 and t in made and (made[t].op in NAMES or made[t].op == FACTOR)}
+    for root in list(program.calls):
+        result = root.outputs.get("y", "")
+        if (root.op in NAMES or root.op == FACTOR) and result not in inner:
+            chain = _Chain(program, made, uses, root)
+            if len(chain.factors) > 2:
+                chain.rewrite()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A matrix of the chain: the tensor, or what it is the transpose of."""
+
+    tensor: str
+    turned: bool
+
+
+class _Chain:
+    def __init__(self, program: Program, made: dict[str, Call], uses: Counter[str], root: Call) -> None:
+        self.program, self.made, self.uses, self.root = program, made, uses, root
+        self.result = root.outputs["y"]
+        self.inside: list[Call] = []
+        self.number = 1.0
+        self.factors = self._flat(self.result, False)
+        self.sizes = [self._shape(f)[0] for f in self.factors] + [self._shape(self.factors[-1])[1]]
+        self.splits: dict[tuple[int, int], int] = {}
+        self.calls: list[Call] = []
+
+    def _flat(self, tensor: str, turned: bool) -> list[Factor]:
+        call = self.made.get(tensor)
+        if call is None or not (call.op in NAMES or call.op == FACTOR) or (
+                tensor != self.result and self.uses[tensor] != 1):
+            return [Factor(tensor, turned)]
+        self.inside.append(call)
+        if call.op == FACTOR:
+            self.number *= call.attrs["value"]
+            return self._flat(call.inputs["x"], turned)
+        op = REGISTRY[call.op]
+        assert isinstance(op, Product)
+        a, b = (self._flat(call.inputs[s], t != turned) for s, t in zip("ab", op.turned, strict=True))
+        return b + a if turned else a + b
+
+    def _shape(self, factor: Factor) -> tuple[int, int]:
+        rows, columns = self.program.tensors[factor.tensor].shape[-2:]
+        return (columns, rows) if factor.turned else (rows, columns)
+
+    def rewrite(self) -> None:
+        n = len(self.factors)
+        work: dict[tuple[int, int], int] = {(i, i): 0 for i in range(n)}
+        for length in range(1, n):
+            for i in range(n - length):
+                j = i + length
+                found = [(work[i, s] + work[s + 1, j] + self.sizes[i] * self.sizes[s + 1] * self.sizes[j + 1], -s)
+                         for s in range(i, j)]
+                work[i, j], at = min(found)
+                self.splits[i, j] = -at
+        before = sum(REGISTRY[c.op].macs(site(self.program, c)) for c in self.inside)
+        if work[0, n - 1] > before or not self._ways(0, n - 1, False):
+            return
+        for c in self.inside:
+            if c is not self.root:
+                del self.program.tensors[c.outputs["y"]]
+        self._emit(0, n - 1, False)
+        if self.number != 1.0:
+            self._scale()
+        for c in self.inside:
+            self.program.replace_call(c, *(self.calls if c is self.root else []))
+
+    def _ways(self, i: int, j: int, turned: bool) -> list[tuple[bool, bool]]:
+        """How the two operands of this part's product (or of its transpose) may be taken, best first."""
+        return [flags for flags in product((False, True), (True, False)) if flags in PRODUCTS and all(
+            self._can(*side, flag != turned) for side, flag in zip(self._sides(i, j, turned), flags, strict=True))]
+
+    def _sides(self, i: int, j: int, turned: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        s = self.splits[i, j]
+        return ((s + 1, j), (i, s)) if turned else ((i, s), (s + 1, j))
+
+    def _can(self, i: int, j: int, turned: bool) -> bool:
+        """Whether this part can be had (as its transpose)."""
+        return self.factors[i].turned == turned if i == j else bool(self._ways(i, j, turned))
+
+    def _emit(self, i: int, j: int, turned: bool) -> str:
+        if i == j:
+            return self.factors[i].tensor
+        flags = self._ways(i, j, turned)[0]
+        a, b = (self._emit(*side, flag != turned) for side, flag in zip(self._sides(i, j, turned), flags, strict=True))
+        call = Call(PRODUCTS[flags], {"a": a, "b": b}, {}, where=self.root.where)
+        whole = (i, j) == (0, len(self.factors) - 1)
+        made, = REGISTRY[call.op].infer(site(self.program, call)).values()
+        name = self.result if whole else fresh(self.program, f"{self.result}.product")
+        if not whole:
+            self.program.add(Tensor(name, made, Role.ACTIVATION, source=self.root.where))
+        self.calls.append(Call(call.op, call.inputs, {"y": name}, where=self.root.where))
+        return name
+
+    def _scale(self) -> None:
+        """The number, at the smallest of the results."""
+        at = min(range(len(self.calls)), key=lambda n: prod(self.program.tensors[self.calls[n].outputs["y"]].shape))
+        name = self.calls[at].outputs["y"]
+        t = self.program.tensors[name]
+        plain = self.program.add(Tensor(fresh(self.program, f"{name}.plain"), t.type, Role.ACTIVATION, source=t.source)).name
+        self.calls[at] = Call(self.calls[at].op, self.calls[at].inputs, {"y": plain}, where=self.root.where)
+        self.calls.insert(at + 1, Call(FACTOR, {"x": plain}, {"y": name}, {"value": self.number}, where=self.root.where))
