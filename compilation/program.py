@@ -40,7 +40,6 @@ class Role(str, Enum):
 
 
 ARENA_ROLES = {Role.INPUT, Role.ACTIVATION, Role.GRADIENT, Role.SCRATCH}
-RAM_ROLES = {Role.TRAINED, Role.STATE, Role.OUTPUT}
 
 
 class Frozen(dict[str, Any]):
