@@ -123,6 +123,7 @@ class Op:
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
     gradients: ClassVar[dict[str, tuple[str, ...]]] = {}   # or input slot -> (operation, its inputs: slots or dy)
+    relax: ClassVar[str] = ""                   # Relax operation of one input, element by element, that is imported as this
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 

@@ -84,7 +84,7 @@ class GeluGrad(WithGelu, ActivationGrad):
 class Relu(Activation):
     """y = max(x, 0)."""
 
-    name, symbol, gradient, act = "relu", "vt_relu", "relu_grad", "relu"
+    name, symbol, gradient, act, relax = "relu", "vt_relu", "relu_grad", "relu", "nn.relu"
 
 
 @register
@@ -98,7 +98,7 @@ class ReluGrad(ActivationGrad):
 class Silu(Activation):
     """y = x / (1 + e^-x)."""
 
-    name, symbol, gradient, act = "silu", "vt_silu", "silu_grad", "silu"
+    name, symbol, gradient, act, relax = "silu", "vt_silu", "silu_grad", "silu", "nn.silu"
 
 
 @register
@@ -112,7 +112,8 @@ class SiluGrad(ActivationGrad):
 class Sigmoid(Activation):
     """y = 1 / (1 + e^-x)."""
 
-    name, symbol, gradient, act, vanishes = "sigmoid", "vt_sigmoid", "sigmoid_grad", "sigmoid", ()
+    name, symbol, gradient, act, relax = "sigmoid", "vt_sigmoid", "sigmoid_grad", "sigmoid", "sigmoid"
+    vanishes = ()
 
 
 @register
@@ -126,7 +127,7 @@ class SigmoidGrad(ActivationGrad):
 class Tanh(Activation):
     """y = tanh(x)."""
 
-    name, symbol, gradient, act = "tanh", "vt_tanh", "tanh_grad", "tanh"
+    name, symbol, gradient, act, relax = "tanh", "vt_tanh", "tanh_grad", "tanh", "tanh"
 
 
 @register

@@ -9,7 +9,7 @@ for is kept as a Relax call (`relax:<name>`) and goes through legalised TIR late
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from compilation.capture import Exported
 from compilation.capture.regions import STOP_GRADIENT, operation, path_of
 from compilation.errors import CaptureError, UnsupportedOperationError
+from compilation.ops import REGISTRY
 from compilation.passes.windows import split_windows
 from compilation.program import STOP, Program, Role, Tensor
 from compilation.tvm_adapter.builder import ImageTensors, op_name
@@ -77,10 +78,10 @@ class Importer(Recogniser):
         self.handlers: dict[str, Callable[[relax.Call, list[Any]], Value | None]] = {
             "matmul": self.matmul, "add": self.add, "multiply": self.multiply, "divide": self.divide,
             "nn.layer_norm": self.layer_norm, "nn.gelu": self.gelu, "nn.gelu_tanh": self.gelu_tanh,
-            "nn.relu": self.relu, "nn.attention": self.attention, "nn.conv2d": self.conv2d,
+            "nn.attention": self.attention, "nn.conv2d": self.conv2d,
             "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange,
             STOP_CALL: self.stop,
-            **dict.fromkeys(("nn.silu", "sigmoid", "tanh"), self.activation),
+            **{op.relax: partial(self.elementwise, op.name) for op in REGISTRY.values() if op.relax},
         }
 
     # -- the walk -----------------------------------------------------------------------------------

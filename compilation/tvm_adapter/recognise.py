@@ -212,12 +212,9 @@ class Recogniser(Builder):
     def gelu_tanh(self, call: relax.Call, args: list[Value]) -> Value | None:
         return self._unary("gelu", call, args[0], {"tanh": 1})
 
-    def relu(self, call: relax.Call, args: list[Value]) -> Value | None:
-        return self._unary("relu", call, args[0], {})
-
-    def activation(self, call: relax.Call, args: list[Value]) -> Value | None:
-        """Another activation function, by the name that Relax and the registry share."""
-        return self._unary(op_name(call).removeprefix("nn."), call, args[0], {})
+    def elementwise(self, op: str, call: relax.Call, args: list[Value]) -> Value | None:
+        """What an operation of the registry says that it is (`Op.relax`)."""
+        return self._unary(op, call, args[0], {})
 
     def attention(self, call: relax.Call, args: list[Any]) -> Value | None:
         """Attention of (1, N, heads, d) views of any tensors. Others are spelled out."""
