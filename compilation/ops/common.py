@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from compilation.ops.base import Site, Slot
+from compilation.target import STAGE, TILES
 from compilation.types import F32, INDEX, Element
 
-ROWS = (16, 8, 4, 2, 1)     # token panel widths that the kernels know
-STAGE = 16                  # columns that a weight gradient makes again at a time: VT_STAGE
 FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
@@ -61,4 +60,4 @@ def stage_width(columns: int) -> int:
 
 def row_settings(n: int) -> list[int]:
     """Panel widths worth trying for n tokens."""
-    return [r for r in ROWS if r <= max(1, n)]
+    return [r for r in TILES if r <= max(1, n)]

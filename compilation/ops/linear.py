@@ -19,6 +19,7 @@ class Linear(Op):
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
     indices = "x: n c, w: o c, b: o -> y: n o"
     adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
+    by_head = ("head_linear_t", "head_linear")
     vanishes, shifts = (("x", "b"), ("w", "b")), ("x", "b")
 
     def macs(self, site: Site) -> int:
