@@ -120,8 +120,9 @@ def lost_update(raw: Raw) -> None:
 
 
 def swapped_updates(raw: Raw) -> None:
-    a, b = [c for c in raw["calls"] if c["updates"].get("b_4", "").endswith("attn.proj.bias")]
-    a["updates"]["b_4"], b["updates"]["b_4"] = b["updates"]["b_4"], a["updates"]["b_4"]
+    (a, i), (b, j) = [(c["updates"], s) for c in raw["calls"] for s, t in c["updates"].items()
+                      if t.endswith("attn.proj.bias")]
+    a[i], b[j] = b[j], a[i]
 
 
 def late_reader(raw: Raw) -> None:
