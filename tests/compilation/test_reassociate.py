@@ -37,7 +37,7 @@ ATTENTION = "blocks.1.attn"
 
 def forward(model: nn.Module, spec: InputSpec) -> tuple[Program, Program]:
     """One row where one is read; and with its query projected."""
-    program = import_model(capture(model, spec, importable()), "vit", leaves=True)
+    program = import_model(capture(model, spec, importable()), "vit")
     narrow_rows(program)
     return program, project_queries(program)
 
@@ -107,7 +107,7 @@ PLANS: dict[str, dict[str, Selection]] = {
 def test_steps_train_like_torch(name: str, tight: bool) -> None:
     """In float64 on the references, and in C, at the smallest budget, too."""
     model = vit()
-    compiler = Compiler(model, IMAGE, regions=True)
+    compiler = Compiler(model, IMAGE)
     budget = compiler.smallest_ram(PLANS[name]) if tight else None
     made = compiler.compile(PLANS[name], budget)
     calls = [*made.program.calls, *(c for r in made.program.regions.values() for c in r.definition.calls)]
@@ -122,18 +122,17 @@ def test_steps_train_like_torch(name: str, tight: bool) -> None:
         final = np.concatenate([machine.memory[t.name].ravel() for t in part.tensors])
         expected, before = (part.of(values[part.parameter]) for values in (want, start))
         np.testing.assert_allclose(final, expected, rtol=0, atol=1e-9 * np.abs(expected - before).max())
-    trains_like_torch(vit(), IMAGE, PLANS[name], budget, regions=True)
+    trains_like_torch(vit(), IMAGE, PLANS[name], budget)
 
 
 def test_a_layer_of_keys_whose_bias_nobody_reads() -> None:
     """Named in a plan it is a constant; what the model does not have is refused."""
-    compiler = Compiler(Separate(), InputSpec((7, 12)), regions=True)
+    compiler = Compiler(Separate(), InputSpec((7, 12)))
     made = compiler.compile({"k.bias": "all", "v.bias": "all"})
     assert not any(n.startswith("k.bias") for n in made.program.tensors) and made.trained_parameters == 12
     with pytest.raises(PlanError, match="does not have"):
         compiler.compile({"kk.bias": "all"})
-    trains_like_torch(Separate(), InputSpec((7, 12)), {n: "all" for n, _ in Separate().named_parameters() if n != "k.bias"},
-                      regions=True)
+    trains_like_torch(Separate(), InputSpec((7, 12)), {n: "all" for n, _ in Separate().named_parameters() if n != "k.bias"})
 
 
 class Separate(nn.Module):
