@@ -283,7 +283,7 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     plain = [_statement(c, types, parts) for c in calls]
     made: dict[str, list[Statement]] = {}
     for s in plain:
-        for t in s.makes.values():
+        for t in dict.fromkeys(s.makes.values()):
             made.setdefault(t, []).append(s)
     terms = {t: sorted(ss, key=lambda s: s.adds) for t, ss in made.items() if t in sums}    # what cannot add comes first
     work = Statements(definition, results, types, terms, {}, [], [])
@@ -370,8 +370,7 @@ def _merge_sums(calls: list[Call], results: set[str], types: dict[str, Type]) ->
             continue
         terms, additions = terms_of(call)
         root = call.outputs["y"]
-        makers = Counter(id(made.get(t)) for t in terms)        # what one call makes together is not added to itself
-        adders = [t for t in terms if adder(t) and makers[id(made[t])] == 1]
+        adders = [t for t in terms if adder(t)]
         rest = [t for t in terms if t not in adders]
         if len(set(terms)) < len(terms) or not adders:
             continue
