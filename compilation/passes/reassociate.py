@@ -26,7 +26,7 @@ def project_queries(program: Program) -> Program:
                and REGISTRY[made[t].op].by_head]
         if len(old) == 2 and program.tensors[query].shape[0] == 1:
             other = _projected(program, call, *old)
-            program = min(other, program, key=_macs)
+            program = min(program, other, key=_macs)
     return program
 
 

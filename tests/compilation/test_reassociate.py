@@ -127,7 +127,7 @@ def test_steps_train_like_torch(name: str, tight: bool) -> None:
 
 @pytest.mark.parametrize("tight", [False, True])
 def test_more_heads_than_queries_of_a_call(tight: bool) -> None:
-    plan: dict[str, Selection] = {n: "all" for n in ("blocks.0.norm1.weight", "blocks.1.attn.qkv.bias", "head.bias")}
+    plan: dict[str, Selection] = dict.fromkeys(("blocks.0.norm1.weight", "blocks.1.attn.qkv.bias", "head.bias"), "all")
     model = Vit(20, 34, 17, 12, True)
     spec = InputSpec(model.shape)
     budget = Compiler(model, spec, regions=True).smallest_ram(plan) if tight else None
