@@ -129,7 +129,8 @@ class Op:
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     # Of leaves:
-    adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C)
+    adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C);
+                                                # what it makes jointly, with one shape, it can add up in one place, too
     once: ClassVar[tuple[str, ...]] = ()        # input slots that are not read where the call adds: the bias of a sum
     carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
     layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any

@@ -118,6 +118,8 @@ class Builder:
 
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
+        self._sums([t for t, terms in self.work.sums.items() if any(    # a term that is made together with something else
+            not set(s.makes.values()) <= self.work.sums.keys() for s in terms)], ())
         late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind != "vector"}
         summed = self._made([s for s in self._roots() if id(s) not in late])
         sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place

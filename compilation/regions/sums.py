@@ -78,8 +78,7 @@ def chains(calls: list[Call], results: Collection[str], types: Mapping[str, Type
         if call.op != ADD or id(call) in taken:
             continue
         terms, adds = terms_of(call)
-        makers = Counter(id(made.get(t)) for t in terms)        # what one call makes together is not added to itself
-        adders = [t for t in terms if adder(t) and makers[id(made[t])] == 1]
+        adders = [t for t in terms if adder(t)]
         rest = [t for t in terms if t not in adders]
         if len(set(terms)) < len(terms) or not adders:
             continue

@@ -349,5 +349,7 @@ def test_every_budget_trains_alike(plan: dict[str, Selection]) -> None:
         got_losses, got = interpreted(compiled, image, 1, 0.1, 2, 0.5)
         np.testing.assert_allclose(got_losses, losses, rtol=1e-12)
         for name in want.keys() & got.keys():
-            np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-12, err_msg=name)
+            used = ~np.isnan(got[name])         # all but biases of keys
+            assert used.all() or name == "blocks.2.attn.qkv.bias"
+            np.testing.assert_allclose(got[name][used], want[name][used], rtol=0, atol=1e-12, err_msg=name)
     assert work == sorted(work, reverse=True)
