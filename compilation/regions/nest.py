@@ -17,7 +17,8 @@ from compilation.ops.base import Site
 from compilation.program import Call
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Along, Label, Statement, Statements
+from compilation.regions.sums import takes_shares
 
 EARLY, LAST = "early", "last"
 USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
@@ -496,8 +497,8 @@ class Builder:
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(tensor, along, want, block.path)
-        instance.writes.append((placed, "y"))
+        shares = placed.reads["x"].shares & set(block.path)
+        instance = Instance(tensor, along, want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
@@ -511,7 +512,8 @@ class Builder:
         placed = Placed(copy, block, {"x": found})
         found.reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
+        shares = found.shares & set(block.path)
+        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance

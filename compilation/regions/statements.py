@@ -18,9 +18,8 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
 from compilation.program import Call, Program, Role
 from compilation.regions.loops import PANEL
+from compilation.regions.sums import merge_sums
 from compilation.types import Type
-
-ADD = "add"     # the operation whose gradient is its input: n-ary sums are chains of it
 
 
 @dataclass(eq=False)
@@ -279,7 +278,7 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     """
     types = {n: t.type for n, t in definition.tensors.items()}
     calls = _with_copies(normal_calls(definition, results, split), set(results) - set(updates))
-    sums, calls = _merge_sums(calls, set(results), types)
+    sums, calls = merge_sums(calls, set(results), types)
     plain = [_statement(c, types, parts) for c in calls]
     made: dict[str, list[Statement]] = {}
     for s in plain:
@@ -327,101 +326,6 @@ def _with_copies(calls: list[Call], results: set[str]) -> list[Call]:
     renamed = [replace(c, inputs={s: names.get(t, t) for s, t in c.inputs.items()},
                        outputs={s: names.get(t, t) for s, t in c.outputs.items()}) for c in calls]
     return renamed + copies
-
-
-def _merge_sums(calls: list[Call], results: set[str], types: dict[str, Type]) -> tuple[set[str], list[Call]]:
-    """Additions become sums in one tensor, which the calls that make the terms add to.
-
-    What is not made by such calls comes first: one term that is written for the sum alone is written there; else the
-    others are added up, and the last addition writes there. What is made as a panel is copied there.
-    """
-    made = {t: c for c in calls for t in c.outputs.values()}
-    uses = Counter(t for c in calls for t in c.inputs.values())
-
-    def inner(tensor: str) -> bool:
-        """Whether a tensor is made for one reader alone."""
-        return tensor in made and uses[tensor] == 1 and tensor not in results
-
-    def can_add(tensor: str) -> bool:
-        return inner(tensor) and _slot(made[tensor], tensor) in REGISTRY[made[tensor].op].adds
-
-    def adder(tensor: str) -> bool:
-        """Whether what makes a tensor may add it to the sum."""
-        return can_add(tensor) and not REGISTRY[made[tensor].op].once & made[tensor].inputs.keys()
-
-    def panel(tensor: str) -> bool:
-        native = REGISTRY[made[tensor].op].layout.get(_slot(made[tensor], tensor))
-        return native == PANEL and types[tensor].shape[0] > 1
-
-    def terms_of(call: Call) -> tuple[list[str], list[Call]]:
-        """What is added up, and the additions."""
-        terms: list[str] = []
-        additions = [call]
-        for t in call.inputs.values():
-            below, more = terms_of(made[t]) if inner(t) and made[t].op == ADD else ([t], [])
-            terms, additions = terms + below, additions + more
-        return terms, additions
-
-    roots: dict[str, str] = {}          # term -> the sum that it is a part of
-    shared: set[str] = set()
-    gone: dict[int, list[Call]] = {}    # addition -> what stands in its place
-    for call in reversed(calls):
-        if call.op != ADD or id(call) in gone:
-            continue
-        terms, additions = terms_of(call)
-        root = call.outputs["y"]
-        adders = [t for t in terms if adder(t)]
-        rest = [t for t in terms if t not in adders]
-        if len(set(terms)) < len(terms) or not adders:
-            continue
-        if len(rest) == 1 and (not inner(rest[0]) or can_add(rest[0]) or panel(rest[0])):
-            rest.append(adders.pop(0))
-        if not adders:
-            continue
-        begun: list[Call] = []
-        for n, t in enumerate(rest[1:], 1):
-            name = root if n == len(rest) - 1 else f"{root}.{n}"
-            types[name] = types[root]
-            before = begun[-1].outputs["y"] if begun else rest[0]
-            begun.append(Call(ADD, {"a": before, "b": t}, {"y": name}, where=call.where))
-        gone |= {id(c): [] for c in additions} | {id(call): begun}
-        roots |= dict.fromkeys(adders if begun else terms, root)
-        readers = [(c, s) for c in calls for s, t in c.inputs.items() if t == root]
-        if not rest and root not in results and all(takes_shares(c, s) for c, s in readers):
-            shared.add(root)
-    out: list[Call] = []
-    sums = set(roots.values()) - shared
-
-    def put(c: Call) -> None:
-        """c: its outputs as they were."""
-        into = {t: roots[t] for t in c.outputs.values() if t in roots and roots[t] not in shared}
-        copied = {t for t in into if panel(t)}
-        out.append(replace(c, outputs={s: t if t in copied else into.get(t, t) for s, t in c.outputs.items()}))
-        out.extend(Call("copy", {"x": t}, {"y": into[t]}, where=c.where) for t in copied)
-
-    for c in calls:
-        out += gone.get(id(c), [])
-        slot = next((s for s, t in c.inputs.items() if t in shared), None)
-        if id(c) not in gone and slot is None:
-            put(c)
-        elif slot is not None:          # of each share
-            for t in (t for t, root in roots.items() if root == c.inputs[slot]):
-                outputs = {s: roots.get(o, o) for s, o in c.outputs.items()}
-                out.append(replace(c, inputs={**c.inputs, slot: t}, outputs=outputs))
-                sums.update(out[-1].outputs.values())
-    return sums, out
-
-
-def _slot(call: Call, tensor: str) -> str:
-    """The output slot that makes a tensor."""
-    return next(s for s, t in call.outputs.items() if t == tensor)
-
-
-def takes_shares(call: Call, slot: str) -> bool:
-    """Whether all that a call makes is linear in what it reads there, and can be summed: a linear map of a sum is the sum of
-    the maps."""
-    op = REGISTRY[call.op]
-    return all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
 
 
 def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: Statements) -> None:
