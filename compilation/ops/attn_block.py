@@ -12,7 +12,6 @@ from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
     FLAG,
-    ROWS,
     blocks,
     by_columns,
     check_eps,
@@ -29,7 +28,8 @@ from compilation.ops.common import (
     width,
 )
 from compilation.ops.gram import GramPart, rank_blocks
-from compilation.ops.packed_attention import KEYS, check_heads
+from compilation.ops.packed_attention import check_heads
+from compilation.target import KEYS, TILES
 from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("wqkv"), vector("bqkv", True), matrix("wproj"),
@@ -45,7 +45,7 @@ class AttentionOp(Op):
              "gram_block": (int, 64), "qkv_scale": (float, 1.0), "proj_scale": (float, 1.0)}
     indices = ("x: n d, gamma: d, beta: d, wqkv: 3*d d, bqkv: 3*d, wproj: d d, bproj: d, ls: d, gram_a: n g, gram_b: g d, "
                "qkv_a: r d, qkv_b: 3*d r, proj_a: p d, proj_b: d p, dy: q d")
-    legal = {"norm": FLAG, "heads": COUNT, "residual": FLAG, "q_rows": COUNT, "rows": ROWS, "key_block": COUNT,
+    legal = {"norm": FLAG, "heads": COUNT, "residual": FLAG, "q_rows": COUNT, "rows": TILES, "key_block": COUNT,
              "gram_block": COUNT, "spare": FLAG}
     schedule: ClassVar[tuple[str, ...]] = ("rows", "key_block", "gram_block")
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from compilation.ops.base import Op, Shape, Site, Slot
+from compilation.target import STAGE, TILES
 from compilation.types import F32, INDEX, Element
 
-ROWS = (16, 8, 4, 2, 1)     # token panel widths that the kernels know
-STAGE = 16                  # columns that a weight gradient makes again at a time: VT_STAGE
 FLAG, COUNT = (0, 1), range(1, 2**31)       # legal values of switches and of block sizes
 
 
@@ -122,4 +121,4 @@ def fastest_first(op: Op, site: Site, settings: Iterable[dict[str, Any]]) -> Ite
 
 def row_settings(n: int) -> list[int]:
     """Panel widths worth trying for n tokens."""
-    return [r for r in ROWS if r <= max(1, n)]
+    return [r for r in TILES if r <= max(1, n)]

@@ -30,6 +30,7 @@ class WithAct(Elementwise):
     """Operations of an activation function; `act` names it in ops/reference.py."""
 
     act: ClassVar[str]
+    effort = 10
 
     def act_of(self, attrs: dict[str, Any]) -> str:
         return self.act
@@ -70,28 +71,28 @@ class ActivationGrad(WithAct):
 class Gelu(WithGelu, Activation):
     """y = GELU(x), exact or by tanh."""
 
-    name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
+    name, symbol, gradient, effort = "gelu", "vt_gelu", "gelu_grad", 16
 
 
 @register
 class GeluGrad(WithGelu, ActivationGrad):
     """d_x = dy * GELU'(x)."""
 
-    name, symbol = "gelu_grad", "vt_gelu_grad"
+    name, symbol, effort = "gelu_grad", "vt_gelu_grad", 25
 
 
 @register
 class Relu(Activation):
     """y = max(x, 0)."""
 
-    name, symbol, gradient, act = "relu", "vt_relu", "relu_grad", "relu"
+    name, symbol, gradient, act, effort = "relu", "vt_relu", "relu_grad", "relu", 0
 
 
 @register
 class ReluGrad(ActivationGrad):
     """d_x = dy where x > 0."""
 
-    name, symbol, act = "relu_grad", "vt_relu_grad", "relu"
+    name, symbol, act, effort = "relu_grad", "vt_relu_grad", "relu", 0
 
 
 @register

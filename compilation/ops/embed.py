@@ -11,7 +11,6 @@ from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
-    ROWS,
     fastest_first,
     grid,
     matrix,
@@ -23,6 +22,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.target import TILES
 from compilation.types import SUM, U8, Type
 
 PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), vector("prefix", True),
@@ -32,7 +32,7 @@ PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), 
 class Embedding(Op):
     source = "vt_patch_embed.c"
     indices = "image: h v c, w: d k, b: d, scale: c, shift: c, prefix: p d, pos: t d, dy: t d"
-    legal = {"patch": COUNT, "rows": ROWS}
+    legal = {"patch": COUNT, "rows": TILES}
 
     def check(self, site: Site) -> None:
         (h, w, c), patch = site.shapes["image"], self.attr(site, "patch")

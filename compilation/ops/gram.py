@@ -10,7 +10,8 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, vector, width
+from compilation.ops.common import COUNT, fastest_first, grid, row_settings, tensor, vector, width
+from compilation.target import TILES
 from compilation.types import SUM, Type
 
 
@@ -60,7 +61,7 @@ class GramOp(Op):
     source = "vt_gram.c"
     indices = "x: n d, a: n r, b: r d, dy: n d"
     attrs = {"rows": (int, 16), "gram_block": (int, 64)}
-    legal = {"rows": ROWS, "gram_block": COUNT}
+    legal = {"rows": TILES, "gram_block": COUNT}
     schedule = ("rows", "gram_block")
 
     def dims(self, site: Site) -> dict[str, int]:

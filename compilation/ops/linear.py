@@ -10,7 +10,6 @@ import numpy as np
 
 from compilation.ops.base import Arrays, Op, Sample, Site, Slot, register
 from compilation.ops.common import (
-    ROWS,
     by_columns,
     fastest_first,
     grid,
@@ -21,6 +20,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.target import TILES
 from compilation.types import SUM
 
 
@@ -35,7 +35,8 @@ class Linear(Op):
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
     indices = "x: n c, w: o c, b: o -> y: n o"
     adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
-    attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
+    attrs, legal = {"rows": (int, 16)}, {"rows": TILES}
+    by_head = ("head_linear_t", "head_linear")
     schedule, rowwise, vanishes, shifts = ("rows",), ("x",), (("x", "b"), ("w", "b")), ("x", "b")
 
     def window(self, site: Site, extents: Mapping[str, int]) -> Site:

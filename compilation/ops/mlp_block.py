@@ -12,7 +12,6 @@ from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
     FLAG,
-    ROWS,
     check_eps,
     check_pairs,
     fastest_first,
@@ -26,6 +25,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.target import TILES
 from compilation.types import SUM, Type
 
 PARAMETERS = (vector("gamma", True), vector("beta", True), matrix("w1"), vector("b1", True), matrix("w2"),
@@ -42,7 +42,7 @@ class Mlp(Op):
              "fc2_scale": (float, 1.0)}
     indices = ("x: n d, gamma: d, beta: d, w1: h d, b1: h, w2: d h, b2: d, ls: d, fc1_a: r d, fc1_b: h r, fc2_a: s h, "
                "fc2_b: d s, dy: n d")
-    legal = {"act": range(3), "norm": FLAG, "residual": FLAG, "rows": ROWS, "chunk": COUNT}
+    legal = {"act": range(3), "norm": FLAG, "residual": FLAG, "rows": TILES, "chunk": COUNT}
     schedule = ("rows", "chunk")
 
     def check(self, site: Site) -> None:

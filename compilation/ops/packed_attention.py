@@ -9,10 +9,9 @@ import numpy as np
 
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
-from compilation.ops.common import COUNT, ROWS, fastest_first, grid, row_settings, tensor, width
+from compilation.ops.common import COUNT, fastest_first, grid, row_settings, tensor, width
+from compilation.target import KEYS, TILES
 from compilation.types import SUM, Type
-
-KEYS = 16                   # VT_KEYS: keys taken at a time
 
 
 def check_heads(features: int, heads: int) -> None:
@@ -24,7 +23,7 @@ class Heads(Op):
     source = "vt_packed_attention.c"
     indices = "qkv: n 3*w, dy: n w"
     attrs = {"heads": (int, 1), "rows": (int, 16)}
-    legal = {"heads": COUNT, "rows": ROWS}
+    legal = {"heads": COUNT, "rows": TILES}
     schedule = ("rows",)
 
     def check(self, site: Site) -> None:
