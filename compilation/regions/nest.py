@@ -307,8 +307,9 @@ class Builder:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
         behind = {p for item in later for p in placed_in(item)}
-        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
-                                              for o, t in p.statement.reads.items()):
+        if s.update and not s.makes and any(        # the parameter is read still, or its gradient is made
+                set(p.statement.makes.values()) & set(s.reads.values())
+                or any(t == s.update and p.statement.takes(o) for o, t in p.statement.reads.items()) for p in behind):
             return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
