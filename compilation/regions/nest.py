@@ -309,8 +309,9 @@ class Builder:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
         behind = {p for item in later for p in placed_in(item)}
-        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
-                                              for o, t in p.statement.reads.items()):
+        if s.update and not s.makes and any(        # the parameter is read still, or its gradient is made
+                set(p.statement.makes.values()) & set(s.reads.values())
+                or any(t == s.update and p.statement.takes(o) for o, t in p.statement.reads.items()) for p in behind):
             return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
@@ -512,8 +513,8 @@ class Builder:
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(tensor, along, want, block.path)
-        instance.writes.append((placed, "y"))
+        shares = placed.reads["x"].shares & set(block.path)
+        instance = Instance(tensor, along, want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
@@ -527,7 +528,8 @@ class Builder:
         placed = Placed(copy, block, {"x": found})
         found.reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
+        shares = found.shares & set(block.path)
+        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance

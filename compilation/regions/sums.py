@@ -126,7 +126,7 @@ def merged(calls: list[Call], standing: list[Chain], shared: list[Chain],
                 out.append(replace(c, inputs={**c.inputs, slot: t}, outputs=outputs))
                 sums.update(outputs.values())
         elif into := {s: t for s, t in c.outputs.items() if t in roots}:
-            copied = {s for s, t in into.items() if _is_panel(c, t, types)}
+            copied = [s for s, t in into.items() if _is_panel(c, t, types)]
             own = {s: roots[t] for s, t in into.items() if s not in copied}
             out.append(replace(c, outputs={**c.outputs, **own}))
             out += [Call("copy", {"x": into[s]}, {"y": roots[into[s]]}, where=c.where) for s in copied]

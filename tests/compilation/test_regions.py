@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from algorithm.models.gram import add_gram
 from compilation.capture import InputSpec, capture
 from compilation.interpret import Interpreter
 from compilation.ops.base import Site
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
+from compilation.passes.products import order_products
 from compilation.pipeline import Compiler
 from compilation.regions import plan
 from compilation.regions.judge import judge
@@ -54,10 +56,12 @@ class Block(nn.Module):
 class Vit(nn.Module):
     """Blocks on (1, tokens, width), then one token, or all, to a head."""
 
-    def __init__(self, tokens: int, width: int, heads: int, hidden: int, one: bool) -> None:
+    def __init__(self, tokens: int, width: int, heads: int, hidden: int, one: bool, rank: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.blocks = nn.Sequential(*[Block(width, heads, hidden) for _ in range(2)])
+        for block in self.blocks if rank else ():
+            nn.init.normal_(add_gram(block.attn, tokens, width, rank).gram_b)
         self.head, self.one, self.shape = nn.Linear(width, 4), one, (tokens, width)
         self.eval()
 
@@ -67,11 +71,15 @@ class Vit(nn.Module):
 
 
 @cache
-def regions(tokens: int, width: int, heads: int, hidden: int, one: bool = False) -> list[Region]:
-    """The distinct regions: attention, MLP, and with `one` those of a single query."""
-    model = Vit(tokens, width, heads, hidden, one)
+def regions(tokens: int, width: int, heads: int, hidden: int, one: bool = False, rank: int = 0,
+            ordered: bool = True) -> list[Region]:
+    """The distinct regions: attention, MLP, and with `one` those of a single query. rank: of Gram residuals; ordered: their
+    products in the cheapest order, else as the model has them."""
+    model = Vit(tokens, width, heads, hidden, one, rank)
     program = import_model(capture(model, InputSpec(model.shape), importable()), "vit")
     narrow_rows(program)
+    if ordered:
+        order_products(program)
     form_regions(program)
     return list(program.regions.values())
 
@@ -116,9 +124,13 @@ def cases(region: Region) -> list[tuple[list[str], list[str], str]]:
             (["d_x", *matrices], matrices, "rows"), (list(region.results), [], "")]
 
 
-@pytest.mark.parametrize("which", range(4), ids=["attention", "mlp", "one query", "one row"])
-def test_every_schedule_computes_the_definition(which: int) -> None:
-    region = regions(9, 8, 2, 12, one=True)[which]
+CASES = {name: (which, 0, True) for which, name in enumerate(("attention", "mlp", "one query", "one row"))} | {
+    "three products": (0, 3, True), "of a row": (2, 3, True), "as they are": (0, 3, False)}
+
+
+@pytest.mark.parametrize(("which", "rank", "ordered"), CASES.values(), ids=CASES)
+def test_every_schedule_computes_the_definition(which: int, rank: int, ordered: bool) -> None:
+    region = regions(9, 8, 2, 12, True, rank, ordered)[which]
     holds(region, ["y"], [], {})
     gradient = gradient_of(region)
     assert gradient is not None
