@@ -31,7 +31,7 @@ class NoNestError(ValueError):
 class Block:
     """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
 
-    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    part: LAST, it has the last tile of its index alone; EARLY, all others. times: how many of the schedule's steps are one.
     """
 
     label: Label | None
@@ -41,6 +41,7 @@ class Block:
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
     part: str = ""
+    times: int = 1
 
     def length(self, extent: int, step: int) -> int:
         """How much it walks of an index, in steps."""
@@ -285,7 +286,8 @@ class Builder:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
             end = block.items.index(before) if before in block.items else len(block.items)
-            found = None
+            times = self._times(s, label, tile)
+            found, step = None, min(step * times, label.size)
             for at in range(end - 1, -1, -1):
                 item = block.items[at]
                 if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
@@ -293,10 +295,17 @@ class Builder:
                     found = item
                     break
             if found is None:
-                found = Block(label, step, tile, block)
+                found = Block(label, step, tile, block, times=times)
                 block.items.insert(end, found)
             block, before = found, None
         return block
+
+    def _times(self, s: Statement, label: Label, tile: bool) -> int:
+        """How many blocks at once a statement takes that has fewer tensors of a block than others have: so many fit."""
+        if tile or label not in self.blocked or not (s.op.joint or s.op.carried):
+            return 1
+        most = max(_of_block(x, label) for x in self.work.all if x.op.joint or x.op.carried)
+        return most // (_of_block(s, label) or most)
 
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
@@ -569,6 +578,11 @@ class Builder:
 def _begins(term: Statement, tensor: str) -> bool:
     """Whether a term writes the sum instead of adding to it."""
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
+
+
+def _of_block(s: Statement, label: Label) -> int:
+    """Tensors that a statement reads or makes along a label."""
+    return sum(any(a.label is label for a in s.along(slot)) for slot in (*s.reads, *s.makes))
 
 
 def placed_in(item: Block | Placed) -> Iterator[Placed]:
