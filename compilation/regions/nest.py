@@ -97,13 +97,11 @@ class Builder:
     def __init__(self, work: Statements, schedule: Schedule) -> None:
         self.work, self.schedule = work, schedule
         by_name = {x.name: x for x in work.labels}
-        seen: dict[str, int] = {}
         self.loops: list[tuple[Label, int, bool]] = []      # label, step, whether it walks a block
         for name, step in schedule.loops:
             if name not in by_name:
                 raise NoNestError(f"the region has no label {name}")
-            self.loops.append((by_name[name], min(step, seen.get(name, by_name[name].size)), name in seen))
-            seen[name] = step
+            self.loops.append((by_name[name], min(step, by_name[name].size), by_name[name] in [x for x, _, _ in self.loops]))
         names = [n for n, _ in schedule.loops]
         self.blocked = {by_name[n] for n in names if names.count(n) > 1}
         self.root = Block(None, 0, False, None)
@@ -287,7 +285,8 @@ class Builder:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
             end = block.items.index(before) if before in block.items else len(block.items)
             times = self._times(s, label, tile)
-            found, step = None, min(step * times, label.size)
+            outer = [b.step for b in block.path if b.label is label]
+            found, step = None, min(step * times, *outer, label.size)
             for at in range(end - 1, -1, -1):
                 item = block.items[at]
                 if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
