@@ -12,6 +12,7 @@ from compilation.regions.nest import NoNestError
 from compilation.regions.region import Region
 from compilation.regions.search import options
 from compilation.regions.text import text
+from compilation.target import HOST
 from tests.compilation.nest_library import build, code, run
 from tests.compilation.nests import Case
 from tests.compilation.test_regions import regions, site_of
@@ -27,7 +28,7 @@ def test_queries_wait_in_the_columns_of_the_next_head() -> None:
     """Keys and values in blocks of 13: what else there is are two vectors of state, a token and its query."""
     region = attention(*SMALL)
     site = site_of(region, ["y"], [], {})
-    every = options(lambda split: plan._statements(region, site, split))
+    every = options(lambda split: plan._statements(region, site, split), HOST)
     fastest = min(o.macs for o in every)
     best = min((o for o in every if o.macs <= 1.5 * fastest), key=lambda o: o.scratch)
     assert (best.schedule, best.scratch) == ("h/1 m/13 n/1 m/1 rows wait", 4 * (2 * 13 * 64 + 2 * 197 + 384 + 64))
@@ -65,6 +66,6 @@ def test_where_a_query_stands_changes_no_bit(tokens: int, tmp_path: Path) -> Non
     library = build(tmp_path, codes)
     made = {n: run(library, n, codes[n], case, nest) for n, nest in nests.items()}
     for n, (values, macs) in made.items():
-        assert macs == plan.layout(region, site, f"h/1 m/16 n/{tokens} m/{tokens} rows {n}".removesuffix(" again")).work[0]
+        assert macs == plan.layout(region, site, f"h/1 m/16 n/{tokens} m/{tokens} rows {n}".removesuffix(" again")).work(HOST)[0]
         np.testing.assert_allclose(values["y"], case.expected["y"], rtol=0, atol=1e-5 * np.abs(case.expected["y"]).max())
         np.testing.assert_array_equal(values["y"], made["again"][0]["y"])
