@@ -18,7 +18,7 @@ from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
 from compilation.program import Role
 from compilation.regions.build import build
-from compilation.regions.estimate import Steps, blocks, capped, window
+from compilation.regions.estimate import Steps, blocks, own_step, window
 from compilation.regions.estimate import work as steps_work
 from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
@@ -210,7 +210,7 @@ def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Op
     step: Steps = {}
     for b in blocks(layout.builder.root):
         assert b.label is not None
-        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+        step[id(b)] = own_step(b, combos[:, columns[(b.label.name, b.tile)]] * b.times, step)
     able = np.ones(len(combos), dtype=bool)
     for b in blocks(layout.builder.root):
         able &= _even(b, step)
