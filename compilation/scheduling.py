@@ -15,7 +15,8 @@ from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.products import order_products
-from compilation.passes.shifts import unfelt
+from compilation.passes.reassociate import project_queries
+from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.streams import form_streams
 from compilation.passes.training import (
@@ -142,12 +143,14 @@ class Planner:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
         self.plan, self.shapes, self.momentum = plan, shapes, momentum
         self.target = target if regions else WORK       # the streamed operations say nothing of what is not products
+        self.unfelt: frozenset[str] = frozenset()
         self.form = form_regions if regions else form_streams
         if regions:                         # a region of one row is another than that of them all
             self.forward = self.forward.copy()
             narrow_rows(self.forward)
             order_products(self.forward)
-        self.unfelt = unfelt(self.forward) if regions else frozenset()
+            self.unfelt = unfelt(self.forward)
+            self.forward = project_queries(self.forward)
         self.chains = self.form(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
@@ -167,6 +170,7 @@ class Planner:
         make_matrices(program)
         verify(program, "forward")
         plan = {n: s for n, s in check_plan(program, self.plan, self.shapes).items() if n not in self.unfelt}
+        drop_unread(program, self.unfelt)
         backward, gradients = differentiate(program, list(plan)) if plan else ([], {})
         apply_plan(program, {n: s for n, s in plan.items() if n in gradients}, self.momentum)
         add_updates(program, backward, gradients)

@@ -8,6 +8,7 @@ from compilation.ops import (
     elementwise,
     embed,
     gram,
+    heads,
     linear,
     loss,
     matmul,
@@ -20,5 +21,5 @@ from compilation.ops import (
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
 __all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise",
-           "embed", "gram", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser", "packed_attention",
-           "rows"]
+           "embed", "gram", "heads", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser",
+           "packed_attention", "rows"]

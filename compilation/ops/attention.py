@@ -64,7 +64,7 @@ class Attention(AttentionOp):
     outputs, vanishes = (tile("y"), tile("high", True), tile("total", True)), (("v",),)
     indices = "q: n h*d, k: m h*d, v: m h*e -> y: n h*e, high: n h, total: n h"
     carried, layout = {"m": ("high", "total")}, {"k": "rows", "v": "rows", "y": "rows"}
-    linear, shift_free, rowwise = {"v": ("y",)}, ("k",), ("q",)
+    linear, shift_free, rowwise, scored, mixed = {"v": ("y",)}, ("k",), ("q",), ("q", "k"), "v"
 
     def scratch(self, site: Site) -> int:
         n, d, keys = self.scores(site)

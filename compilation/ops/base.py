@@ -141,6 +141,9 @@ class Op:
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
     effort: ClassVar[int] = 0                   # time of an element, in additions, besides one
     slow: ClassVar[float] = 1                   # time of its multiply-accumulates against a plain product's
+    scored: ClassVar[tuple[str, str] | None] = None     # two inputs of which only the products row by row, by head, matter
+    mixed: ClassVar[str | None] = None          # the input of which a row of the result is a weighted mean, head by head
+    by_head: ClassVar[tuple[str, str] | None] = None    # of one token: operations that map its heads by w, by its transpose
     shift_free: ClassVar[tuple[str, ...]] = ()  # inputs where one vector added to all rows changes nothing
     shifts: ClassVar[tuple[str, ...]] = ()      # inputs where that (or a vector's change) adds one to all rows of the result
 

@@ -36,6 +36,7 @@ class Linear(Op):
     indices = "x: n c, w: o c, b: o -> y: n o"
     adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
     attrs, legal = {"rows": (int, 16)}, {"rows": TILES}
+    by_head = ("head_linear_t", "head_linear")
     schedule, rowwise, vanishes, shifts = ("rows",), ("x",), (("x", "b"), ("w", "b")), ("x", "b")
 
     def window(self, site: Site, extents: Mapping[str, int]) -> Site:

@@ -18,9 +18,9 @@ from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.estimate import own_steps, work
+from compilation.regions.labels import Along
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
-from compilation.regions.statements import Along
 from compilation.regions.strips import Ahead, find_strips
 from compilation.target import Target
 from compilation.types import BYTES, SUM, Type
@@ -348,9 +348,9 @@ class Layout:
         for slot, instance in p.writes.items():
             if slot not in p.statement.op.adds:
                 continue
-            axes = {a.label for a in instance.along}
+            axes = {a.label for a in p.statement.along(slot)}       # a sum, made whole, has none
             home = self.storages[id(instance)].home
-            if instance.tensor in self.builder.sums:
+            if len(self.builder.work.sums.get(instance.tensor, ())) > 1:
                 found[slot] = ()
             elif over := [b.name for b in p.path[len(home):] if b.label not in axes
                           and self.builder.sums_over(p.statement, b)]:

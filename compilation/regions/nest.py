@@ -15,9 +15,11 @@ from math import prod
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call
+from compilation.regions.labels import Along, Label
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements, is_cheap
+from compilation.regions.sums import takes_shares
 from compilation.target import TILES
 
 EARLY, LAST = "early", "last"
@@ -280,14 +282,16 @@ class Builder:
         return self.slots[name]
 
     # -- opening loops ---------------------------------------------------------------------------------
-    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
-        """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
+    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None,
+             apart: bool = False) -> Block:
+        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new. before: the
+        open loop."""
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
             end = block.items.index(before) if before in block.items else len(block.items)
             found = None
-            for at in range(end - 1, -1, -1):
+            for at in range(end - 1, -1, -1) if not apart else ():
                 item = block.items[at]
                 if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
                         and self._may_join(s, item, block.items[at + 1:end]):
@@ -432,6 +436,8 @@ class Builder:
             if any(b.label not in axes or b.part for b in closed):
                 continue            # it was made over and over there, or is a share of a sum, or a part
             widened = {b.label for b in closed} & axes
+            if widened and source is not None and self._made_anew(source) and not _is_whole(instance, closed):
+                continue
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
                     continue        # a panel holds the present tile's tokens only
@@ -452,7 +458,8 @@ class Builder:
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
         """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be
-        in, in loops of its own below."""
+        in, in loops of its own below. What is cheap to make again and needed whole is made in the reader's, so that it
+        does not live beside all else that they make."""
         wanted = self.loops_of(source)
         matched, depth = 0, 0
         for i, block in enumerate(path):
@@ -461,11 +468,17 @@ class Builder:
                 matched, depth = matched + 1, i + 1
             elif (block.label, block.tile) in names[matched:]:
                 break
-        prefix = path[:depth]
+        apart = matched < len(wanted) and self._made_anew(source)
+        prefix = path if apart else path[:depth]
         at = prefix[-1] if prefix else self.root
         child = next((b for b in open_ if b.parent is at), None)
-        block = self.open(at, wanted[matched:], source, child)
+        block = self.open(at, wanted[matched:], source, child, apart)
         return block, open_ if block is at else block.path
+
+    def _made_anew(self, s: Statement) -> bool:
+        """Whether a statement is cheap, and made of nothing but the region's slots: each reader has one of its own."""
+        return is_cheap(s.op, s.site) and not set(s.reads.values()) & self.work.sums.keys() \
+            and all(map(self._made_anew, s.sources.values()))
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
         """As many of these loops as the tensor may be made in so that it is complete where it is read: none that it is
@@ -524,8 +537,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that several statements add to, filled with zeros and complete: the first terms of all, then the
-        second."""
+        """Tensors that stand whole, complete: where several statements add to them, filled with zeros, and the first terms
+        of all, then the second."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -537,9 +550,10 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self.place(term, self.open(self.root, self.loops_of(term), term, child))
+                block = self.open(self.root, self.loops_of(term), term, child)
+                self.place(term, block, open_ if block is self.root else ())
         for tensor, ts in terms.items():
-            if _begins(ts[0], tensor):
+            if len(ts) == 1 or _begins(ts[0], tensor):
                 continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
@@ -558,7 +572,12 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self.open(self.root, self.loops_of(update), update, None)
+        block, loops = self.root, self.loops_of(update)
+        for outer in made.path if s.op.slots[slot].kind == "matrix" else ():    # there is one window of it at a time
+            if (outer.label, outer.tile) not in [(x, tile) for x, _, tile in loops]:
+                break
+            block, loops = outer, [x for x in loops if (x[0], x[2]) != (outer.label, outer.tile)]
+        block = self.open(block, loops, update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:
@@ -578,6 +597,11 @@ def placed_in(item: Block | Placed) -> Iterator[Placed]:
     else:
         for i in item.items:
             yield from placed_in(i)
+
+
+def _is_whole(instance: Instance, loops: Path) -> bool:
+    """Whether something reads it behind these loops, in which it is made."""
+    return any(not set(loops) & set(p.path) for p, _ in instance.reads)
 
 
 def _common(a: Path, b: Path) -> int:

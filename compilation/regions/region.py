@@ -11,8 +11,8 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Arrays, Op, Setting, Site, Slot
 from compilation.program import Program, Role
 from compilation.regions import plan
+from compilation.regions.calls import needed
 from compilation.regions.loops import Nest
-from compilation.regions.statements import needed
 from compilation.target import HOST, Target
 from compilation.types import Type
 

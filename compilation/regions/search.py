@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from compilation.program import Role
 from compilation.regions.build import build
 from compilation.regions.estimate import Steps, blocks, capped, window
 from compilation.regions.estimate import work as steps_work
+from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
 from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements
+from compilation.regions.sums import takes_shares
 from compilation.target import FEATURES, TILES, Target
 
-FEW = 16                            # what has no more elements is not tiled where tiles of tokens are
 WORTH = 0.005                       # the share of time that more scratch has to save
 
 
@@ -154,8 +156,10 @@ def _is_long(work: Statements, label: Label) -> bool:
     """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
     if label.size > FEW or _factor(work, label) > 1:
         return True
-    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t not in _ends(work)]
-    return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
+    inner = {t for s in work.all for t in s.makes.values()} - _ends(work) - set(work.results)
+    cut = [s.along(slot) for s in work.all for slot, t in s.makes.items() if t in inner]
+    return any(prod(a.size for a in axes) > FEW * label.size for axes in cut if label in [a.label for a in axes]
+               and not any(a.label and (a.label.carried or _is_token(work, a.label)) for a in axes))
 
 
 def _factor(work: Statements, label: Label) -> int:

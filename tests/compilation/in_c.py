@@ -11,6 +11,7 @@ from torch import nn
 
 from compilation.capture import InputSpec
 from compilation.passes.training import Selection
+from compilation.pieces import trained_parts
 from compilation.pipeline import Compiled, Compiler
 from runtime.codegen import generate
 from runtime.simulator import Simulator
@@ -40,9 +41,9 @@ def trains_like_torch(model: nn.Module, spec: InputSpec, plan: dict[str, Selecti
             final = simulator.trained()
     want_losses, want = torch_step(model, x, 1, plan, LR, STEPS)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5, atol=1e-6)
-    for name, expected in want.items():
-        if plan[name] == "all":
-            moved = final[name].astype(np.float64).reshape(expected.shape) - start[name]
-            limit = 1e-4 * np.abs(expected - start[name]).max() + STEPS * 1.2e-7 * np.abs(start[name]).max()
-            np.testing.assert_allclose(moved, expected - start[name], rtol=0, atol=limit, err_msg=name)
+    for part in trained_parts(compiled.program):
+        expected, before = (part.of(values[part.parameter]) for values in (want, start))
+        moved = final[part.name].astype(np.float64).ravel() - before
+        limit = 1e-4 * np.abs(expected - before).max() + STEPS * 1.2e-7 * np.abs(before).max()
+        np.testing.assert_allclose(moved, expected - before, rtol=0, atol=limit, err_msg=part.parameter)
     return compiled

@@ -89,9 +89,15 @@ def _embed(i: Tensors, a: dict[str, Any]) -> torch.Tensor:
     return torch.cat([i["prefix"], y] if "prefix" in i else [y]) + i.get("pos", 0.0)
 
 
+def by_head(w: torch.Tensor, attrs: dict[str, Any]) -> torch.Tensor:
+    return w.reshape(attrs["heads"], -1, w.shape[1])
+
+
 TORCH: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
     "gelu": lambda i, a: F.gelu(i["x"], approximate="tanh" if a["tanh"] else "none"),
     "relu": lambda i, a: F.relu(i["x"]),
+    "head_linear": lambda i, a: (by_head(i["w"], a) @ i["x"][..., None]).reshape(1, -1) + i["b"],
+    "head_linear_t": lambda i, a: (i["x"].reshape(a["heads"], 1, -1) @ by_head(i["w"], a))[:, 0],
     "silu": lambda i, a: F.silu(i["x"]),
     "sigmoid": lambda i, a: torch.sigmoid(i["x"]),
     "tanh": lambda i, a: torch.tanh(i["x"]),
