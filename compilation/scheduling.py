@@ -206,28 +206,32 @@ class Planner:
             found: Weighed | None = None
             for (source, kept), stride in product(starts, STRIDES):
                 for slots in range(structure.max_slots(kept) + 1):
-                    fits = self._least_arena(Order(slots, source, kept, stride), limit, found)
-                    if fits and (found is None or fits.ram < found.ram):
-                        found = fits
-                    elif found is not None:
-                        break
+                    order = Order(slots, source, kept, stride)
+                    if structure.least_time(order) > limit:
+                        continue                # with more checkpoints less is made again
+                    if found and self._weigh(0, order, 0).peak >= found.peak:
+                        break                   # and more is kept
+                    found = self._least_arena(order, limit, found) or found
             if found:
                 return self._make(0, found.order, found.arena)
         least = min((self._weigh(0, Order(0, source, kept), 0) for source, kept in starts), key=lambda s: s.ram)
         return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
     def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
-        """With this order, the smallest arena within `limit` of estimated time (to 1 %), by bisection."""
-        best = self._weigh(0, order, None)
-        low = self._weigh(0, order, 0).peak
-        if best.time > limit or (below is not None and low >= below.peak):
+        """With this order, the smallest arena within `limit` of estimated time (to 0.01 %), by bisection; None where it is no
+        smaller than that of `below`."""
+        best = self._weigh(0, order, below.peak - 1 if below else None)
+        if best.time > limit or (below and best.peak >= below.peak):
             return None
-        high = best.peak
-        while high - low > low // 100:
-            middle = (low + high) // 2
+        least = self._weigh(0, order, 0)
+        if least.time <= limit:
+            return least
+        low = least.peak
+        while best.peak - low > low // 10000:
+            middle = (low + best.peak) // 2
             schedule = self._weigh(0, order, middle)
             if schedule.time <= limit:
-                best, high = schedule, middle
+                best = schedule
             else:
                 low = middle
         return best
