@@ -7,6 +7,8 @@ the update plan says; PyTorch's gradient of it is rounding noise, which moves it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from compilation.ops import REGISTRY
 from compilation.program import Program, Role
 
@@ -21,3 +23,10 @@ def unfelt(program: Program) -> frozenset[str]:
         felt |= {t for s, t in c.inputs.items() if op is None or s not in (*op.shift_free, *passes)}
         vectors |= {t for s, t in c.inputs.items() if op and op.slots[s].kind == "vector"}
     return frozenset(n for n in vectors - felt if program.tensors[n].role is Role.CONSTANT and n not in program.constants)
+
+
+def drop_unread(program: Program, names: Iterable[str]) -> None:
+    """Of these parameters, take out those that no call reads, in place."""
+    read = {t for c in program.calls for t in c.inputs.values()}
+    for name in set(names) - read:
+        del program.tensors[name]

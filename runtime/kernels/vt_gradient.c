@@ -69,12 +69,6 @@ void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int3
     }
 }
 
-void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm) {
-    const vt_norm from = {nm->mean ? nm->mean + n0 : NULL, nm->mean ? nm->rstd + n0 : NULL, nm->gamma, nm->beta};
-    if (T == 1) vt_load_rows(y, d, x, d, n0, 1, nm);
-    else vt_load_turned(y, T, x + (ptrdiff_t)n0 * d, d, T, d, &from);
-}
-
 /* n values of vt_apply. */
 VT_INLINE void vt_hand(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) {
     const float momentum = s->momentum, lr = -s->lr;
@@ -164,57 +158,6 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
                 else vt_apply(s, k, row, y[i], lanes);
             }
         }
-    }
-}
-
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
-                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
-                        ptrdiff_t ldx, const float *scale) {
-    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
-    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    vt_weight_block(s, k, w, r0, r1, k0, k1, g, gns, gos, o0, n, w->cols ? x : x + (k0 - c0), ldx,
-                    w->cols ? w->cols + k0 : NULL, c0, scale);
-}
-
-void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
-                               int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
-                               const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage) {
-    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
-    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    int32_t j, lanes, i, l;
-    if (!nm->mean) {
-        vt_weight_gradient(s, k, w, o0, o1, c0, c1, g, gns, gos, n, x, ldx, scale);
-        return;
-    }
-    for (j = k0; j < k1; j += lanes) {
-        lanes = vt_width(k1 - j, VT_STAGE);
-        for (i = 0; i < n; i++)
-            for (l = 0; l < lanes; l++) {
-                const int32_t c = (w->cols ? w->cols[j + l] : j + l) - c0;
-                stage[i * lanes + l] = vt_normed(x[i * ldx + c], nm->mean[i], nm->rstd[i], nm->gamma, nm->beta, c);
-            }
-        vt_weight_block(s, k, w, r0, r1, j, j + lanes, g, gns, gos, o0, n, stage, lanes, NULL, 0, scale);
-    }
-}
-
-void vt_norm_parameters(const vt_step *s, const vt_sink *dgamma, const vt_sink *dbeta, float *g,
-                        const float *x, int32_t n, int32_t d, const vt_norm *nm) {
-    int32_t c0, i, l, w;
-    float a[16], b[16];
-    for (c0 = 0; c0 < d; c0 += w) {
-        w = d - c0 >= 16 ? 16 : d - c0;
-        for (l = 0; l < 16; l++) a[l] = b[l] = 0.0f;
-        for (i = 0; i < n; i++) {
-            float *gi = g + (ptrdiff_t)i * d + c0;
-            const float *xi = x + (ptrdiff_t)i * d + c0;
-            for (l = 0; l < w; l++) {
-                b[l] += gi[l];
-                a[l] = VT_FMA(gi[l], (xi[l] - nm->mean[i]) * nm->rstd[i], a[l]);
-                if (nm->gamma) gi[l] = gi[l] * nm->gamma[c0 + l];
-            }
-        }
-        vt_apply(s, dgamma, c0, a, w);
-        vt_apply(s, dbeta, c0, b, w);
     }
 }
 

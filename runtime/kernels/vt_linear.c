@@ -1,50 +1,26 @@
 #include "vt_linear.h"
 #include "vt_gradient.h"
 
-/* y (o rows of T; ld ldy) [=] b + w x (c rows of T; ld ldx), for the window of w. */
-static void vt_linear_panel(const vt_linear_args *a, const vt_step *s, float *y, ptrdiff_t ldy, const float *x,
-                            ptrdiff_t ldx, int32_t T, int32_t add) {
+/* y = x w^T + b, or y += x w^T. y may not overlap x. */
+void vt_linear(const vt_linear_args *a, const vt_step *s) {
     const vt_matrix *m = &a->w;
+    float *y = a->y.at;
+    const ptrdiff_t ldy = a->y.col;
     int32_t i, t;
-    if (!add)
+    if (!a->y.add)
         for (i = 0; i < a->o; i++)
-            for (t = 0; t < T; t++) y[i * ldy + t] = a->b ? a->b[i] : 0.0f;
+            for (t = 0; t < a->n; t++) y[i * ldy + t] = a->b ? a->b[i] : 0.0f;
     for (i = 0; i < 2; i++) {
         const vt_part *w = i ? &m->trained : &m->frozen;
         if (w->n_rows > 0) {
             const int32_t r0 = vt_lower(w->rows, w->n_rows, a->o_at), r1 = vt_lower(w->rows, w->n_rows, a->o_at + a->o);
             const int32_t k0 = vt_lower(w->cols, w->n_cols, a->c_at), k1 = vt_lower(w->cols, w->n_cols, a->c_at + a->c);
-            const vt_product p = {w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols, 1, x, ldx, NULL,
+            const vt_product p = {w->w + (ptrdiff_t)r0 * w->n_cols + k0, w->n_cols, 1, a->x.at, a->x.col, NULL,
                                   w->cols ? w->cols + k0 : NULL, 0, a->c_at, k1 - k0, 1};
-            VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)T);
-            vt_multiply(y, ldy, w->rows ? w->rows + r0 : NULL, a->o_at, NULL, 0, r1 - r0, T, &p);
+            VT_COUNT(s, (uint64_t)(r1 - r0) * (uint64_t)(k1 - k0) * (uint64_t)a->n);
+            vt_multiply(y, ldy, w->rows ? w->rows + r0 : NULL, a->o_at, NULL, 0, r1 - r0, a->n, &p);
         }
     }
-}
-
-/* Rows in panels of `rows` tokens through scratch: only until a last pass makes regions of such calls. */
-static void vt_linear_rows(const vt_linear_args *a, const vt_step *s) {
-    int32_t n0, T;
-    for (n0 = 0; n0 < a->n; n0 += T) {
-        const float *x = a->x.at + (ptrdiff_t)n0 * a->x.row;
-        float *y = a->y.at + (ptrdiff_t)n0 * a->y.row;
-        T = a->scratch ? vt_width(a->n - n0, a->rows) : 1;
-        if (T > 1) {
-            float *xt = (float *)a->scratch, *yt = xt + (ptrdiff_t)a->c * T;
-            vt_rows_to_panel(xt, T, x, a->x.row, a->c);
-            if (a->y.add) vt_rows_to_panel(yt, T, y, a->y.row, a->o);
-            vt_linear_panel(a, s, yt, T, xt, T, T, a->y.add);
-            vt_panel_to_rows(y, a->y.row, yt, T, a->o);
-        } else {
-            vt_linear_panel(a, s, y, 1, x, 1, 1, a->y.add);
-        }
-    }
-}
-
-/* y = x w^T + b, or y += x w^T. y may not overlap x. */
-void vt_linear(const vt_linear_args *a, const vt_step *s) {
-    if (a->n > 1 && (a->scratch || a->x.row != 1 || a->y.row != 1)) vt_linear_rows(a, s);
-    else vt_linear_panel(a, s, a->y.at, a->y.col, a->x.at, a->x.col, a->n, a->y.add);
 }
 
 /* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order, of rows in a block. */

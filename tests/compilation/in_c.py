@@ -11,6 +11,7 @@ from torch import nn
 
 from compilation.capture import InputSpec
 from compilation.passes.training import Selection
+from compilation.pieces import trained_parts
 from compilation.pipeline import Compiled, Compiler
 from runtime.codegen import generate
 from runtime.simulator import Simulator
@@ -20,14 +21,13 @@ LR, STEPS = 0.05, 2
 
 
 def trains_like_torch(model: nn.Module, spec: InputSpec, plan: dict[str, Selection] | None = None,
-                      budget: int | None = None, seed: int = 0, leaves: bool = False,
-                      regions: bool = False) -> Compiled:
+                      budget: int | None = None, seed: int = 0) -> Compiled:
     """Compile (everything trained, unless a plan is given), train two steps in C and in float64 PyTorch, and compare
     the losses and the update of every tensor: to 1e-4 of its largest element and float32's rounding of the weight."""
     named = dict(model.named_parameters())
     plan = plan or dict.fromkeys(named, "all")
     start = {n: named[n].detach().clone().double().numpy() for n in plan}
-    compiled = Compiler(model, spec, leaves=leaves, regions=regions).compile(plan, budget)
+    compiled = Compiler(model, spec).compile(plan, budget)
     if spec.is_image:
         image, x = image_input(spec, seed)
     else:
@@ -40,9 +40,9 @@ def trains_like_torch(model: nn.Module, spec: InputSpec, plan: dict[str, Selecti
             final = simulator.trained()
     want_losses, want = torch_step(model, x, 1, plan, LR, STEPS)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5, atol=1e-6)
-    for name, expected in want.items():
-        if plan[name] == "all":
-            moved = final[name].astype(np.float64).reshape(expected.shape) - start[name]
-            limit = 1e-4 * np.abs(expected - start[name]).max() + STEPS * 1.2e-7 * np.abs(start[name]).max()
-            np.testing.assert_allclose(moved, expected - start[name], rtol=0, atol=limit, err_msg=name)
+    for part in trained_parts(compiled.program):
+        expected, before = (part.of(values[part.parameter]) for values in (want, start))
+        moved = final[part.name].astype(np.float64).ravel() - before
+        limit = 1e-4 * np.abs(expected - before).max() + STEPS * 1.2e-7 * np.abs(before).max()
+        np.testing.assert_allclose(moved, expected - before, rtol=0, atol=limit, err_msg=part.parameter)
     return compiled

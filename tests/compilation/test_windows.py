@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -98,6 +99,25 @@ def test_tiles_in_place(op: Op, library: ct.CDLL) -> None:
                 for slot, found in placed.outputs.items():
                     if index not in op.summed(slot):
                         np.testing.assert_array_equal(found, apart.outputs[slot], f"{where} {slot}")
+
+
+@leaves(lambda op: op.joint and len(op.adds) > 1)
+def test_what_is_made_jointly_adds_up_in_one_place(op: Op, library: ct.CDLL) -> None:
+    rng = np.random.default_rng(23)
+    pairs = 0
+    for sample in samples(op):
+        leaf = Leaf(library, op, sample, layouts(op, rng))
+        apart = leaf.run({}).outputs
+        for a, b in combinations([s for s in op.adds if s in apart and s in sample.wants], 2):
+            if op.axes(a)[0] == op.axes(b)[0] and apart[a].shape == apart[b].shape:
+                for steps in ({}, {"n": 3}, {"m": 4}):
+                    summed = Leaf(library, op, sample, leaf.layouts, {b: a}).run(steps)
+                    assert summed.intact
+                    np.testing.assert_allclose(summed.outputs[a], apart[a] + apart[b], rtol=0,
+                                               atol=CUT * max(np.abs(apart[s]).max() for s in (a, b)),
+                                               err_msg=f"{a} {b} {sample.wants} {steps}")
+                pairs += 1
+    assert pairs
 
 
 def random(**shapes: tuple[int, int]) -> dict[str, np.ndarray]:
