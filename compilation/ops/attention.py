@@ -68,7 +68,7 @@ class Attention(AttentionOp):
 
     def scratch(self, site: Site) -> int:
         n, d, keys = self.scores(site)
-        return SUM.of((d + keys + (self.values(site) if n > 1 else 0)) * n)
+        return SUM.of((d + keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.attention(inputs, attrs["heads"], attrs["scale"])}

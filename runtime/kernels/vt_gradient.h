@@ -33,7 +33,10 @@ VT_INLINE float vt_normed(float x, float mean, float rstd, const float *gamma, c
 void vt_load_rows(float *y, ptrdiff_t ldy, const float *x, int32_t d, int32_t n0, int32_t n,
                   const vt_norm *nm);
 
-/* y (d, T) = the same, as a panel. */
+/* y (d, n; ld ldy) = the first n rows of x (n, d; ld ldx), normalised and transposed; apart. */
+void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t n, int32_t d, const vt_norm *nm);
+
+/* y (d, T) = normalised rows n0.. of x (ld d), as a panel. */
 void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm);
 
 VT_INLINE int vt_wanted(const vt_sink *k) { return k->grad != NULL || k->param != NULL; }

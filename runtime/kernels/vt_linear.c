@@ -23,18 +23,24 @@ void vt_linear(const vt_linear_args *a, const vt_step *s) {
     }
 }
 
-/* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order. */
+/* d_b from columns that are not neighbours: the sums of vt_bias_gradient, in its order, of rows in a block. */
 static void vt_bias_strided(const vt_step *s, const vt_sink *k, const vt_in *dy, int32_t n, int32_t o) {
-    int32_t c, i, i0;
-    for (c = 0; c < o; c++) {
-        float sum = 0.0f;
-        for (i0 = 0; i0 < n; i0 += 16) {
-            const int32_t i1 = n - i0 > 16 ? i0 + 16 : n;
-            float some = 0.0f;
-            for (i = i0; i < i1; i++) some += dy->at[(ptrdiff_t)i * dy->row + (ptrdiff_t)c * dy->col];
-            sum += some;
+    float block[16 * VT_LANES], sum[VT_LANES], some[VT_LANES];
+    int32_t c0, i0, i, l, w, rows;
+    for (c0 = 0; c0 < o; c0 += w) {
+        w = o - c0 < VT_LANES ? o - c0 : VT_LANES;
+        for (l = 0; l < w; l++) sum[l] = 0.0f;
+        for (i0 = 0; i0 < n; i0 += rows) {
+            const float *at = dy->at + (ptrdiff_t)i0 * dy->row + (ptrdiff_t)c0 * dy->col;
+            rows = n - i0 < 16 ? n - i0 : 16;
+            if (dy->row == 1) vt_turn(block, w, at, dy->col, rows, w);
+            else
+                for (i = 0; i < rows; i++)
+                    for (l = 0; l < w; l++) block[i * w + l] = at[(ptrdiff_t)i * dy->row + (ptrdiff_t)l * dy->col];
+            vt_column_sums(some, block, w, rows, w);
+            for (l = 0; l < w; l++) sum[l] += some[l];
         }
-        vt_apply(s, k, c, &sum, 1);
+        vt_apply(s, k, c0, sum, w);
     }
 }
 
@@ -49,26 +55,21 @@ void vt_linear_grad(const vt_linear_grad_args *a, const vt_step *s) {
     }
     if (vt_wanted(&a->d_w)) {
         vt_part w = a->w.trained;
-        const float *x = a->x.at;
-        int32_t row = a->x.row, o_at = a->o_at, o_end = o1, c_at = a->c_at, c_end = c1;
-        if (a->x_part.at) {
-            const int32_t k0 = vt_lower(w.cols, w.n_cols, c_at), k1 = vt_lower(w.cols, w.n_cols, c_end);
-            w.cols = NULL;
-            x = a->x_part.at + k0;
-            row = a->x_part.row;
-            c_at = k0;
-            c_end = k1;
-        }
-        if (a->d_w.window) {                 /* the window's trained rows and columns as a part of their own */
-            const int32_t r0 = vt_lower(w.rows, w.n_rows, o_at), k0 = vt_lower(w.cols, w.n_cols, c_at);
-            w.n_rows = vt_lower(w.rows, w.n_rows, o_end) - r0;
-            w.n_cols = vt_lower(w.cols, w.n_cols, c_end) - k0;
+        int32_t r0 = vt_lower(w.rows, w.n_rows, a->o_at), r1 = vt_lower(w.rows, w.n_rows, o1), o0 = a->o_at;
+        int32_t k0 = vt_lower(w.cols, w.n_cols, a->c_at), k1 = vt_lower(w.cols, w.n_cols, c1);
+        const vt_in *const from = a->x_part.at ? &a->x_part : &a->x;
+        const float *const x = a->x_part.at ? from->at + k0 : from->at;
+        const uint16_t *const columns = a->x_part.at || !w.cols ? NULL : w.cols + k0;
+        if (a->d_w.window) {                 /* what is trained of the window, as a part of its own */
             if (w.rows) w.rows += r0;
-            else o_end -= o_at, o_at = 0;
-            if (w.cols) w.cols += k0;
-            else c_end -= c_at, c_at = 0;
+            else o0 -= r0;
+            w.n_cols = k1 - k0;
+            r1 -= r0;
+            k1 -= k0;
+            r0 = k0 = 0;
         }
-        vt_weight_gradient(s, &a->d_w, &w, o_at, o_end, c_at, c_end, a->dy.at, a->dy.row, a->dy.col, a->n, x, row, NULL);
+        vt_weight_block(s, &a->d_w, &w, r0, r1, k0, k1, a->dy.at, a->dy.row, a->dy.col, o0, a->n, x, from->row, columns,
+                        a->c_at, NULL);
     }
     if (vt_wanted(&a->d_b)) {
         if (a->dy.col == 1) vt_bias_gradient(s, &a->d_b, 0, a->dy.at, a->dy.row, a->n, a->o, NULL);

@@ -13,11 +13,13 @@
 #define VT_INLINE static inline __attribute__((always_inline))
 #define VT_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 #define VT_SQRT(a) __builtin_sqrtf(a)
+#define VT_PREFETCH(p) __builtin_prefetch(p)
 #else
 #include <math.h>
 #define VT_INLINE static inline
 #define VT_FMA(a, b, c) fmaf((a), (b), (c))
 #define VT_SQRT(a) sqrtf(a)
+#define VT_PREFETCH(p) ((void)(p))
 #endif
 
 typedef union { float f; uint32_t u; int32_t i; } vt_bits;
@@ -121,6 +123,7 @@ VT_INLINE float vt_tanhf(float a) {
         const int32_t each_n = (n);                                                  \
         float each[VT_LANES];                                                        \
         int32_t each_0, each_l, i;                                                   \
+        VT_BY_VECTORS                                                                \
         for (each_0 = 0; each_0 + VT_LANES <= each_n; each_0 += VT_LANES) {          \
             for (each_l = 0; each_l < VT_LANES; each_l++) {                          \
                 i = each_0 + each_l;                                                 \
