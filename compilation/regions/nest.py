@@ -285,8 +285,10 @@ class Builder:
     # -- opening loops ---------------------------------------------------------------------------------
     def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None,
              apart: bool = False) -> Block:
-        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new. before: the
-        open loop."""
+        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new.
+
+        before: the open loop.
+        """
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
