@@ -136,8 +136,8 @@ def inputs(model: nn.Module) -> tuple[InputSpec, np.ndarray, torch.Tensor]:
 def check(model: nn.Module, plan: dict[str, Selection], budget: int | None = None, momentum: float = 0.9) -> Compiled:
     spec, image, x = inputs(model)
     compiled = Compiler(model, spec).compile(plan, budget, momentum)
-    losses, final = interpreted(compiled, image, 1, 0.1, 2, momentum)
-    start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters()}
+    start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters() if n in plan}
+    losses, final = interpreted(compiled, image, 1, 0.1, 2, momentum, start)
     want_losses, want = torch_step(model, x, 1, plan, 0.1, 2, momentum)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-9)
     assert set(final) == set(want)
