@@ -49,17 +49,12 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles one model; captured once, then planned for any number of update plans and budgets.
+    """Compiles one model; captured once, then planned for any number of update plans and budgets. target: the core whose
+    time is minimised."""
 
-    leaves: import it as operations on windows alone (see `tvm_adapter.builder`). regions: and form regions of them.
-    target: the core whose time is minimised.
-    """
-
-    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit", leaves: bool = False,
-                 regions: bool = False, target: Target = CORTEX_M) -> None:
+    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit", target: Target = CORTEX_M) -> None:
         self.exported: Exported = capture(model, spec, importable())
-        self.forward, self.regions = import_model(self.exported, name, leaves or regions), regions
-        self.target = target
+        self.forward, self.target = import_model(self.exported, name), target
         self.shapes = self.exported.shapes
         self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 
@@ -68,7 +63,7 @@ class Compiler:
         if still := [n for n, s in plan.items() if s not in ("none", None) and n in self.exported.stopped]:
             raise GradientError(f"no gradient reaches {', '.join(still)}, which the model uses only detached: PyTorch "
                                 "would leave it as it is; take it out of the plan")
-        return Planner(self.forward, plan, self.shapes, momentum, self.zero, self.regions, self.target)
+        return Planner(self.forward, plan, self.shapes, momentum, self.zero, self.target)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,
                      max_recompute: float | None = None) -> int:

@@ -18,7 +18,6 @@ from compilation.passes.products import order_products
 from compilation.passes.reassociate import project_queries
 from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
-from compilation.passes.streams import form_streams
 from compilation.passes.training import (
     Selection,
     add_loss,
@@ -34,7 +33,7 @@ from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
 from compilation.program import Program
-from compilation.target import CORTEX_M, WORK, Target
+from compilation.target import CORTEX_M, Target
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
 
@@ -133,25 +132,18 @@ class Planner:
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
     zero: the parameters that are all zero; what they make is left out where the plan does not train them.
-    regions: form regions of a Program that was imported as leaves; else the streamed operations.
     target: the core whose time is minimised.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False,
-                 target: Target = CORTEX_M) -> None:
-        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
-        self.plan, self.shapes, self.momentum = plan, shapes, momentum
-        self.target = target if regions else WORK       # the streamed operations say nothing of what is not products
-        self.unfelt: frozenset[str] = frozenset()
-        self.form = form_regions if regions else form_streams
-        if regions:                         # a region of one row is another than that of them all
-            self.forward = self.forward.copy()
-            narrow_rows(self.forward)
-            order_products(self.forward)
-            self.unfelt = unfelt(self.forward)
-            self.forward = project_queries(self.forward)
-        self.chains = self.form(self.forward.copy())
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), target: Target = CORTEX_M) -> None:
+        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan))).copy()
+        self.plan, self.shapes, self.momentum, self.target = plan, shapes, momentum, target
+        narrow_rows(self.forward)           # first: a region of one row is another than that of them all
+        order_products(self.forward)
+        self.unfelt = unfelt(self.forward)
+        self.forward = project_queries(self.forward)
+        self.chains = form_regions(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 
@@ -164,8 +156,7 @@ class Planner:
     def _build(self, whole: int) -> Structure:
         program = self.forward.copy()
         program.momentum = self.momentum
-        self.form(program, set(range(self.chains - whole)))
-        narrow_rows(program)
+        form_regions(program, set(range(self.chains - whole)))
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
@@ -312,5 +303,6 @@ def binding(program: Program) -> str:
     call = program.calls[at]
     tensors = sorted(((program.tensors[n].bytes, n) for n, (a, b) in life.items() if a <= at < b), reverse=True)
     listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
-    return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
+    made_of = f" ({program.chain(call)})" if call.op in program.regions else ""
+    return f"{call.op}{made_of} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
 

@@ -88,5 +88,4 @@ HOST = Target("host", ((1, 10.8), (2, 5.4), (4, 2.8), (8, 1.5), (16, 1.0)), ((1,
               result=14, element=4, call=1700)
 CORTEX_M = Target("cortex-m", ((1, 1.95), (2, 1.28), (4, 1.03), (8, 1.01), (16, 1.0)), ((1, 1.3), (2, 1.25), (4, 1.0)),
                   result=9, element=2, call=250)
-WORK = Target("work", ((1, 1.0),), ((1, 1.0),), result=0, element=0, call=0)      # counts multiply-accumulates alone
 TARGETS = {t.name: t for t in (HOST, CORTEX_M)}

@@ -64,11 +64,11 @@ class Attention(AttentionOp):
     outputs, vanishes = (tile("y"), tile("high", True), tile("total", True)), (("v",),)
     indices = "q: n h*d, k: m h*d, v: m h*e -> y: n h*e, high: n h, total: n h"
     carried, layout = {"m": ("high", "total")}, {"k": "rows", "v": "rows", "y": "rows"}
-    linear, shift_free, rowwise, scored, mixed = {"v": ("y",)}, ("k",), ("q",), ("q", "k"), "v"
+    linear, shift_free, scored, mixed = {"v": ("y",)}, ("k",), ("q", "k"), "v"
 
     def scratch(self, site: Site) -> int:
         n, d, keys = self.scores(site)
-        return SUM.of((d + keys + (self.values(site) if n > 1 else 0)) * n)
+        return SUM.of((d + keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.attention(inputs, attrs["heads"], attrs["scale"])}

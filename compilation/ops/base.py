@@ -121,15 +121,16 @@ class Op:
     legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory, speed and, where a sum is cut, last bits
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
-    rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
     gradients: ClassVar[dict[str, tuple[str, ...]]] = {}   # or input slot -> (operation, its inputs: slots or dy)
+    relax: ClassVar[str] = ""                   # Relax operation of one input, element by element, that is imported as this
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
     # Of leaves:
-    adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C)
+    adds: ClassVar[tuple[str, ...]] = ()        # output slots that the kernel can add to what stands there (`add` in C);
+                                                # what it makes jointly, with one shape, it can add up in one place, too
     once: ClassVar[tuple[str, ...]] = ()        # input slots that are not read where the call adds: the bias of a sum
     carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
     layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any

@@ -59,7 +59,7 @@ class HeadLinear(ByHead):
 
     name, symbol, gradient, wide = "head_linear", "vt_head_linear", "head_linear_grad", True
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
-    indices = "x: [h] c, w: h*e c, b: h*e -> y: 1 h*e"
+    indices = "x: h c, w: h*e c, b: h*e -> y: 1 h*e"
     adds, once, vanishes = ("y",), ("b",), (("x", "b"), ("w", "b"))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -73,7 +73,7 @@ class HeadLinearGrad(ByHead):
 
     name, symbol, wide = "head_linear_grad", "vt_head_linear_grad", True
     inputs, outputs = (tile("x", True), matrix("w"), tile("dy")), (tile("d_x"), matrix("d_w"), vector("d_b"))
-    indices = "x: [h] c, w: h*e c, dy: 1 h*e -> d_x: h c, d_w: h*e c, d_b: h*e"
+    indices = "x: h c, w: h*e c, dy: 1 h*e -> d_x: h c, d_w: h*e c, d_b: h*e"
     adds, layout = ("d_x", "d_w", "d_b"), {"x": "rows", "d_x": "rows"}
     linear, needed_for = {"dy": ("d_x", "d_w", "d_b")}, {"x": ("d_w",), "w": ("d_x", "d_w")}
 
@@ -93,7 +93,7 @@ class HeadLinearT(ByHead):
 
     name, symbol, gradient = "head_linear_t", "vt_head_linear_t", "head_linear_t_grad"
     inputs, outputs = (tile("x"), matrix("w")), (tile("y"),)
-    indices = "x: 1 h*e, w: h*e c -> y: [h] c"
+    indices = "x: 1 h*e, w: h*e c -> y: h c"
     adds, layout, vanishes, linear = ("y",), {"y": "rows"}, (("x",), ("w",)), {"x": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -106,7 +106,7 @@ class HeadLinearTGrad(ByHead):
 
     name, symbol = "head_linear_t_grad", "vt_head_linear_t_grad"
     inputs, outputs = (tile("x", True), matrix("w"), tile("dy")), (tile("d_x"), matrix("d_w"))
-    indices = "x: 1 h*e, w: h*e c, dy: [h] c -> d_x: 1 h*e, d_w: h*e c"
+    indices = "x: 1 h*e, w: h*e c, dy: h c -> d_x: 1 h*e, d_w: h*e c"
     adds, layout = ("d_x", "d_w"), {"dy": "rows"}
     linear, needed_for = {"dy": ("d_x", "d_w")}, {"x": ("d_w",), "w": ("d_x", "d_w")}
 

@@ -26,7 +26,7 @@ class LayerNorm(Op):
     inputs, outputs = (tile("x"), vector("gamma", True), vector("beta", True)), (tile("y"),)
     indices, layout = "x: n h*[d], gamma: [d], beta: [d] -> y: n h*[d]", {"x": "rows"}
     attrs, legal, sized = {"eps": (float, 1e-6), "heads": (int, 1)}, {"heads": COUNT}, {"h": "heads"}
-    inplace, rowwise, shifts, effort = {"y": "x"}, ("x",), ("beta",), 5
+    inplace, shifts, effort = {"y": "x"}, ("beta",), 5
 
     def check(self, site: Site) -> None:
         check_eps(self.attr(site, "eps"))

@@ -24,11 +24,9 @@ def project_queries(program: Program) -> Program:
         (query, key), value = (call.inputs[s] for s in op.scored), call.inputs[op.mixed]
         old = [made[t] for t in (key, value) if t in made and uses[t] == 1 and made[t].op in REGISTRY
                and REGISTRY[made[t].op].by_head]
-        most = op.limit.get(op.axes(op.scored[0])[0].index)
-        heads = op.bind(site(program, call))[op.axes(op.scored[0])[-1].index]
-        if len(old) == 2 and program.tensors[query].shape[0] == 1 and (most is None or heads <= most):
+        if len(old) == 2 and program.tensors[query].shape[0] == 1:
             other = _projected(program, call, *old)
-            program = min(other, program, key=_macs)
+            program = min(program, other, key=_macs)
     return program
 
 

@@ -30,13 +30,13 @@ def own_steps(root: Block) -> Steps:
     """The steps that the loops have: one combination."""
     steps: Steps = {}
     for b in blocks(root):
-        steps[id(b)] = capped(b, np.array([b.step]), steps)
+        steps[id(b)] = own_step(b, np.array([b.step]), steps)
     return steps
 
 
-def capped(b: Block, own: np.ndarray, steps: Steps) -> np.ndarray:
-    """The steps that a loop takes, where it is given these."""
-    return own if b.part else np.minimum(own, extent(b, steps, len(own)))
+def own_step(b: Block, given: np.ndarray, steps: Steps) -> np.ndarray:
+    """The steps that a loop takes of those that are given."""
+    return given if b.part else np.minimum(given, extent(b, steps, len(given)))
 
 
 def extent(b: Block, steps: Steps, count: int) -> np.ndarray:

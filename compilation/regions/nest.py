@@ -34,7 +34,7 @@ class NoNestError(ValueError):
 class Block:
     """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
 
-    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    part: LAST, it has the last tile of its index alone; EARLY, all others. times: how many of the schedule's steps are one.
     """
 
     label: Label | None
@@ -44,6 +44,7 @@ class Block:
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
     part: str = ""
+    times: int = 1
 
     def length(self, extent: int, step: int) -> int:
         """How much it walks of an index, in steps."""
@@ -99,13 +100,11 @@ class Builder:
     def __init__(self, work: Statements, schedule: Schedule) -> None:
         self.work, self.schedule = work, schedule
         by_name = {x.name: x for x in work.labels}
-        seen: dict[str, int] = {}
         self.loops: list[tuple[Label, int, bool]] = []      # label, step, whether it walks a block
         for name, step in schedule.loops:
             if name not in by_name:
                 raise NoNestError(f"the region has no label {name}")
-            self.loops.append((by_name[name], min(step, seen.get(name, by_name[name].size)), name in seen))
-            seen[name] = step
+            self.loops.append((by_name[name], min(step, by_name[name].size), by_name[name] in [x for x, _, _ in self.loops]))
         names = [n for n, _ in schedule.loops]
         self.blocked = {by_name[n] for n in names if names.count(n) > 1}
         self.root = Block(None, 0, False, None)
@@ -118,6 +117,8 @@ class Builder:
 
     # -- the order of things -------------------------------------------------------------------------
     def build(self) -> Builder:
+        self._sums([t for t, terms in self.work.sums.items() if any(    # a term that is made together with something else
+            not set(s.makes.values()) <= self.work.sums.keys() for s in terms)], ())
         late = {id(s) for s in self.work.all if s.update and s.op.slots[next(iter(s.makes))].kind != "vector"}
         summed = self._made([s for s in self._roots() if id(s) not in late])
         sums = sorted((t for t in self.work.results if t in self.work.sums), key=self._a_tile)      # these may take a place
@@ -290,7 +291,9 @@ class Builder:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
             end = block.items.index(before) if before in block.items else len(block.items)
-            found = None
+            times = self._times(s, label, tile)
+            outer = [b.step for b in block.path if b.label is label]
+            found, step = None, min(step * times, *outer, label.size)
             for at in range(end - 1, -1, -1) if not apart else ():
                 item = block.items[at]
                 if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
@@ -298,17 +301,25 @@ class Builder:
                     found = item
                     break
             if found is None:
-                found = Block(label, step, tile, block)
+                found = Block(label, step, tile, block, times=times)
                 block.items.insert(end, found)
             block, before = found, None
         return block
+
+    def _times(self, s: Statement, label: Label, tile: bool) -> int:
+        """How many blocks at once a statement takes that has fewer tensors of a block than others have: so many fit."""
+        if tile or label not in self.blocked or not (s.op.joint or s.op.carried):
+            return 1
+        most = max(_of_block(x, label) for x in self.work.all if x.op.joint or x.op.carried)
+        return most // (_of_block(s, label) or most)
 
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
         behind = {p for item in later for p in placed_in(item)}
-        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
-                                              for o, t in p.statement.reads.items()):
+        if s.update and not s.makes and any(        # the parameter is read still, or its gradient is made
+                set(p.statement.makes.values()) & set(s.reads.values())
+                or any(t == s.update and p.statement.takes(o) for o, t in p.statement.reads.items()) for p in behind):
             return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
@@ -510,8 +521,8 @@ class Builder:
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(tensor, along, want, block.path)
-        instance.writes.append((placed, "y"))
+        shares = placed.reads["x"].shares & set(block.path)
+        instance = Instance(tensor, along, want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
@@ -525,7 +536,8 @@ class Builder:
         placed = Placed(copy, block, {"x": found})
         found.reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
+        shares = found.shares & set(block.path)
+        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance
@@ -589,6 +601,11 @@ class Builder:
 def _begins(term: Statement, tensor: str) -> bool:
     """Whether a term writes the sum instead of adding to it."""
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
+
+
+def _of_block(s: Statement, label: Label) -> int:
+    """Tensors that a statement reads or makes along a label."""
+    return sum(any(a.label is label for a in s.along(slot)) for slot in (*s.reads, *s.makes))
 
 
 def placed_in(item: Block | Placed) -> Iterator[Placed]:

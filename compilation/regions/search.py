@@ -18,7 +18,7 @@ from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
 from compilation.program import Role
 from compilation.regions.build import build
-from compilation.regions.estimate import Steps, blocks, capped, window
+from compilation.regions.estimate import Steps, blocks, own_step, window
 from compilation.regions.estimate import work as steps_work
 from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
@@ -95,10 +95,13 @@ def _structure(work: Statements, outside: list[Label], inside: list[Label], toke
     steps: list[tuple[int, ...]] = []
 
     def features(labels: list[Label]) -> None:
+        alike: dict[tuple[int, bool], list[Label]] = {}     # those of one size are taken in the same steps
         for x in labels:
-            sizes = (1,) if _factor(work, x) > 1 else tuple(sorted({min(s, x.size) for s in FEATURES}, reverse=True))
-            loops.append((x.name, sizes[0]))
-            axes.append(((x.name, False),))
+            alike.setdefault((x.size, _factor(work, x) > 1), []).append(x)
+        for (size, head), group in alike.items():
+            sizes = (1,) if head else tuple(sorted({min(s, size) for s in FEATURES}, reverse=True))
+            loops.extend((x.name, sizes[0]) for x in group)
+            axes.append(tuple((x.name, False) for x in group))
             steps.append(sizes)
 
     features(outside)
@@ -153,7 +156,7 @@ def _is_token(work: Statements, label: Label) -> bool:
 
 
 def _is_long(work: Statements, label: Label) -> bool:
-    """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
+    """Whether a tile of it is less than all: it has many elements, or a matrix has it and no rows of tokens."""
     if label.size > FEW or _factor(work, label) > 1:
         return True
     inner = {t for s in work.all for t in s.makes.values()} - _ends(work) - set(work.results)
@@ -169,8 +172,11 @@ def _factor(work: Statements, label: Label) -> int:
 
 
 def _subsets(features: list[Label]) -> Iterator[list[Label]]:
-    for chosen in product((True, False), repeat=len(features)):
-        yield [f for f, c in zip(features, chosen, strict=True) if c]
+    """Some of them: all of one size, or none."""
+    sizes = list(dict.fromkeys(x.size for x in features))
+    for chosen in product((True, False), repeat=len(sizes)):
+        outside = {size for size, c in zip(sizes, chosen, strict=True) if c}
+        yield [x for x in features if x.size in outside]
 
 
 def _may_split(work: Statements) -> bool:
@@ -204,7 +210,7 @@ def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Op
     step: Steps = {}
     for b in blocks(layout.builder.root):
         assert b.label is not None
-        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+        step[id(b)] = own_step(b, combos[:, columns[(b.label.name, b.tile)]] * b.times, step)
     able = np.ones(len(combos), dtype=bool)
     for b in blocks(layout.builder.root):
         able &= _even(b, step)

@@ -180,7 +180,7 @@ def _connected(definition: Program, results: tuple[str, ...], sums: set[str], ca
     plain = [_statement(c, types, parts) for c in calls]
     made: dict[str, list[Statement]] = {}
     for s in plain:
-        for t in s.makes.values():
+        for t in dict.fromkeys(s.makes.values()):
             made.setdefault(t, []).append(s)
     terms = {t: sorted(ss, key=lambda s: s.adds) for t, ss in made.items() if t in sums}    # what cannot add comes first
     work = Statements(definition, results, types, terms, {}, [], [])

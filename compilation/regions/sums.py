@@ -78,8 +78,7 @@ def chains(calls: list[Call], results: Collection[str], types: Mapping[str, Type
         if call.op != ADD or id(call) in taken:
             continue
         terms, adds = terms_of(call)
-        makers = Counter(id(made.get(t)) for t in terms)        # what one call makes together is not added to itself
-        adders = [t for t in terms if adder(t) and makers[id(made[t])] == 1]
+        adders = [t for t in terms if adder(t)]
         rest = [t for t in terms if t not in adders]
         if len(set(terms)) < len(terms) or not adders:
             continue
@@ -127,7 +126,7 @@ def merged(calls: list[Call], standing: list[Chain], shared: list[Chain],
                 out.append(replace(c, inputs={**c.inputs, slot: t}, outputs=outputs))
                 sums.update(outputs.values())
         elif into := {s: t for s, t in c.outputs.items() if t in roots}:
-            copied = {s for s, t in into.items() if _is_panel(c, t, types)}
+            copied = [s for s, t in into.items() if _is_panel(c, t, types)]
             own = {s: roots[t] for s, t in into.items() if s not in copied}
             out.append(replace(c, outputs={**c.outputs, **own}))
             out += [Call("copy", {"x": into[s]}, {"y": roots[into[s]]}, where=c.where) for s in copied]

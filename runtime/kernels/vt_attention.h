@@ -13,7 +13,7 @@ typedef struct {
     vt_in q, k, v;               /* (n, h d) any; (m, h d) rows; (m, h e) rows */
     vt_out y;                    /* (n, h e) rows, apart from the inputs; never added to */
     vt_out high, total;          /* (n, h) any; absent where first and last are 1 */
-    void *scratch;               /* (d + S + (n > 1 ? e : 0)) * n floats */
+    void *scratch;               /* (d + S) * n floats */
     float scale;
     int32_t n, m, h, d, e;
     int32_t first, last;         /* 1: y, high, total start afresh; 1: y is finished */
@@ -38,7 +38,8 @@ void vt_attention_statistics(const vt_attention_statistics_args *a, const vt_ste
 typedef struct {
     vt_in q, k, v, dy;           /* (n, h d) any; (m, h d), (m, h e), (n, h e) rows */
     vt_in high, total, delta;    /* (n, h) any: of attention_statistics over all keys */
-    vt_out d_q, d_k, d_v, y;     /* (n, h d), (m, h d), (m, h e), (n, h e) rows, apart from the inputs */
+    vt_out d_q, d_k, d_v, y;     /* (n, h d), (m, h d), (m, h e), (n, h e) rows, apart from the inputs and each other; but
+                                    d_v may be d_k, or y d_q, with one add: then both are added up there */
     void *scratch;               /* (D * d + E * e + 2 * S) * n floats; n = 1: D = 1, E = 0; else D = 2 where d_k is wanted
                                     or 1, E = 1 where d_q or d_k is wanted or 0. Without d_q and d_k, S instead of 2 S */
     float scale;

@@ -81,15 +81,20 @@ def image_input(spec: InputSpec, seed: int = 0) -> tuple[np.ndarray, torch.Tenso
 
 def interpreted(compiled: Compiled, image: np.ndarray, label: int, lr: float, steps: int = 1,
                 momentum: float = 0.0) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The compiled Program on the NumPy references: losses and whole trained parameters."""
+    """The compiled Program on the NumPy references: losses and whole trained parameters; NaN where none of it is in use."""
     machine = Interpreter(compiled.program, compiled.values)
     losses = [machine.step(image, label, lr, momentum) for _ in range(steps)]
     program, final = compiled.program, {}
     known = pieces(program)
     for part in trained_parts(program):
-        found = [part_of(program, t.name) for t in known[part.parameter]]
-        whole = dict.fromkeys(f[0].name if f else t.name for f, t in zip(found, known[part.parameter], strict=True))
-        final[part.parameter] = np.concatenate([np.atleast_1d(machine._value(name)) for name in whole])
+        pieces_of = known[part.parameter]
+        found = [part_of(program, t.name) for t in pieces_of]
+        values = {t.first: np.atleast_1d(machine._value(f[0].name if f else t.name))
+                  for f, t in zip(found, pieces_of, strict=True)}
+        whole = np.full((max(first + len(v) for first, v in values.items()), *values[pieces_of[0].first].shape[1:]), np.nan)
+        for first, value in values.items():
+            whole[first:first + len(value)] = value
+        final[part.parameter] = whole
     return losses, final
 
 

@@ -180,14 +180,15 @@ def waiting(n: int = 37, tiles: int = 5, d: int = 4, c: int = 6) -> Case:
     """y = x w^T + u by tiles of columns; but for the last tile, the product waits where y's next one is written."""
     rng = np.random.default_rng(3)
     v = {"x": rng.normal(size=(n, c)), "w": rng.normal(size=(tiles * d, c)), "u": rng.normal(size=(n, tiles * d))}
-    own = stored(("t", (n, d), ROWS, "y"), ("r", (16, d), ROWS, 0), *(x for h in ("h", "h1") for x in (
-        (f"p_{h}", (16, d), PANEL, 64 * d), (f"a_{h}", (16, c), PANEL, 128 * d))))
+    tiles_of = [x for h in ("h", "h1") for x in ((f"p_{h}", (16, d), PANEL, 64 * d), (f"a_{h}", (16, c), PANEL, 128 * d))]
+    own = stored(("t", (n, d), ROWS, "y"), ("r", (16, d), ROWS, 0), *tiles_of)
     own["t"] = replace(own["t"], strip=Axis(d, "h", factor=d, ahead=1))
 
     def product(n_: str, h: str, to: Window) -> tuple[TileCall, ...]:
         a, p = at(f"a_{h}", held(n_, 16), c), at(f"p_{h}", held(n_, 16), held(h, d, d))
         return (TileCall("copy", {"x": at("x", tile(n_, 16), c)}, {"y": a}),
-                TileCall("linear", {"x": a, "w": at("w", tile(h, d, d), c)}, {"y": p}), TileCall("copy", {"x": p}, {"y": to}))
+                TileCall("linear", {"x": a, "w": at("w", tile(h, d, d), c)}, {"y": p}),
+                TileCall("copy", {"x": p}, {"y": to}))
 
     def total(n_: str, h: str, of: Window) -> TileCall:
         u, y = (at(s, tile(n_, 16), tile(h, d, d)) for s in "uy")
