@@ -350,7 +350,7 @@ class Layout:
                 continue
             axes = {a.label for a in p.statement.along(slot)}       # a sum, made whole, has none
             home = self.storages[id(instance)].home
-            if len(self.builder.work.sums.get(instance.tensor, ())) > 1:
+            if instance.tensor in self.builder.sums and instance.writes[0][0] is not p:
                 found[slot] = ()
             elif over := [b.name for b in p.path[len(home):] if b.label not in axes
                           and self.builder.sums_over(p.statement, b)]:

@@ -285,8 +285,10 @@ class Builder:
     # -- opening loops ---------------------------------------------------------------------------------
     def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None,
              apart: bool = False) -> Block:
-        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new. before: the
-        open loop."""
+        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new.
+
+        before: the open loop.
+        """
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
@@ -549,8 +551,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that stand whole, complete: where several statements add to them, filled with zeros, and the first terms
-        of all, then the second."""
+        """Tensors that stand whole, complete: the first terms of all, then the second. The first term writes where it comes
+        before the others everywhere; else zeros are filled in."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -565,14 +567,21 @@ class Builder:
                 block = self.open(self.root, self.loops_of(term), term, child)
                 self.place(term, block, open_ if block is self.root else ())
         for tensor, ts in terms.items():
-            if len(ts) == 1 or _begins(ts[0], tensor):
+            (first, _), *others = self.sums[tensor].writes
+            if _begins(ts[0], tensor) or all(self._precedes(first, p) for p, _ in others):
                 continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
-            first = next(i for i, item in enumerate(self.root.items)
-                         if any(tensor in p.statement.makes.values() for p in placed_in(item)))
-            self.root.items.insert(first, filled)
+            at = next(i for i, item in enumerate(self.root.items)
+                      if any(tensor in p.statement.makes.values() for p in placed_in(item)))
+            self.root.items.insert(at, filled)
+
+    def _precedes(self, a: Placed, b: Placed) -> bool:
+        """Whether one comes before another in each iteration of the loops that both are in."""
+        n = _common(a.path, b.path)
+        items = (a.path[n - 1] if n else self.root).items
+        return items.index(a.path[n] if len(a.path) > n else a) < items.index(b.path[n] if len(b.path) > n else b)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
         """Of an update: the loops that its gradient is summed over."""
@@ -599,7 +608,7 @@ class Builder:
 
 
 def _begins(term: Statement, tensor: str) -> bool:
-    """Whether a term writes the sum instead of adding to it."""
+    """Whether a term can only write the sum, not add to it."""
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
 
 

@@ -69,12 +69,6 @@ void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int3
     }
 }
 
-void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm) {
-    const vt_norm from = {nm->mean ? nm->mean + n0 : NULL, nm->mean ? nm->rstd + n0 : NULL, nm->gamma, nm->beta};
-    if (T == 1) vt_load_rows(y, d, x, d, n0, 1, nm);
-    else vt_load_turned(y, T, x + (ptrdiff_t)n0 * d, d, T, d, &from);
-}
-
 /* n values of vt_apply. */
 VT_INLINE void vt_hand(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const float *g, int32_t n) {
     const float momentum = s->momentum, lr = -s->lr;
@@ -165,15 +159,6 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
             }
         }
     }
-}
-
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
-                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
-                        ptrdiff_t ldx, const float *scale) {
-    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
-    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    vt_weight_block(s, k, w, r0, r1, k0, k1, g, gns, gos, o0, n, w->cols ? x : x + (k0 - c0), ldx,
-                    w->cols ? w->cols + k0 : NULL, c0, scale);
 }
 
 void vt_norm_backward(float *dx, const float *g, const float *x, const float *dy, int32_t d, float mean,

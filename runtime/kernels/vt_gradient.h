@@ -36,9 +36,6 @@ void vt_load_rows(float *y, ptrdiff_t ldy, const float *x, int32_t d, int32_t n0
 /* y (d, n; ld ldy) = the first n rows of x (n, d; ld ldx), normalised and transposed; apart. */
 void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t n, int32_t d, const vt_norm *nm);
 
-/* y (d, T) = normalised rows n0.. of x (ld d), as a panel. */
-void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm);
-
 VT_INLINE int vt_wanted(const vt_sink *k) { return k->grad != NULL || k->param != NULL; }
 
 /* Hands n gradient values, the parameter's i0.. , to the sink. velocity' = momentum * velocity + g;
@@ -58,12 +55,6 @@ void vt_bias_gradient(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const fl
 void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j0,
                      int32_t j1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n, const float *x,
                      ptrdiff_t ldx, const uint16_t *xl, ptrdiff_t xo, const float *scale);
-
-/* Gradient of a (part of a) weight matrix without a buffer: the part's rows o in o0..o1 and columns c in c0..c1, as
- * in vt_weight_block with x[n][c - c0] (n, c1 - c0; ld ldx). */
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
-                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
-                        ptrdiff_t ldx, const float *scale);
 
 /* One row: dx[c] = [dy[c] +] rstd * (g[c] - mean(g) - xhat[c] * mean(g * xhat)), g the gradient of xhat.
  * dx may be g or dy. dy may be NULL. */

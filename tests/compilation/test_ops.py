@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compilation.ops import REGISTRY, Op, Sample
+from compilation.ops import REGISTRY, Op, Sample, Site
 from compilation.ops.base import Arrays
 from compilation.ops.indices import parse
 from tests.compilation.kernel_library import In, Sink, Step, Update, build, run, site_of, structures, trained_part

@@ -66,6 +66,7 @@ def test_where_a_query_stands_changes_no_bit(tokens: int, tmp_path: Path) -> Non
     library = build(tmp_path, codes)
     made = {n: run(library, n, codes[n], case, nest) for n, nest in nests.items()}
     for n, (values, macs) in made.items():
-        assert macs == plan.layout(region, site, f"h/1 m/16 n/{tokens} m/{tokens} rows {n}".removesuffix(" again")).work(HOST)[0]
+        schedule = f"h/1 m/16 n/{tokens} m/{tokens} rows {n}".removesuffix(" again")
+        assert macs == plan.layout(region, site, schedule).work(HOST)[0]
         np.testing.assert_allclose(values["y"], case.expected["y"], rtol=0, atol=1e-5 * np.abs(case.expected["y"]).max())
         np.testing.assert_array_equal(values["y"], made["again"][0]["y"])
