@@ -218,10 +218,8 @@ class Planner:
         return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
     def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
-        """With this order, the smallest arena within `limit` of estimated time (to 0.01 %), by bisection.
-
-        None where it is no smaller than that of `below`.
-        """
+        """With this order, the smallest arena within `limit` of estimated time (to 0.01 %), by bisection; None where it
+        is no smaller than that of `below`."""
         best = self._weigh(0, order, below.peak - 1 if below else None)
         if best.time > limit or (below and best.peak >= below.peak):
             return None
