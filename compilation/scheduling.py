@@ -14,7 +14,7 @@ from compilation.passes.chain import Chain, cut_chain
 from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
-from compilation.passes.products import order_products
+from compilation.passes.products import order_products, shrink_factors
 from compilation.passes.reassociate import project_queries
 from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
@@ -141,6 +141,7 @@ class Planner:
         self.plan, self.shapes, self.momentum, self.target = plan, shapes, momentum, target
         narrow_rows(self.forward)           # first: a region of one row is another than that of them all
         order_products(self.forward)
+        shrink_factors(self.forward)
         self.unfelt = unfelt(self.forward)
         self.forward = project_queries(self.forward)
         self.chains = form_regions(self.forward.copy())

@@ -135,7 +135,7 @@ class Op:
     carried: ClassVar[dict[str, tuple[str, ...]]] = {}     # index -> output slots that carry state from tile to tile of it
     layout: ClassVar[dict[str, str]] = {}       # tile slot -> "panel" (c * T + t) or "rows" (t * ld + c), else any
     limit: ClassVar[dict[str, int]] = {}        # index -> most elements of it in one call
-    linear: ClassVar[dict[str, tuple[str, ...]]] = {}      # input slot -> outputs that are linear in it
+    linear: ClassVar[dict[str, tuple[str, ...]]] = {}      # input slot -> outputs that are linear in it, without `once`
     joint: ClassVar[bool] = False               # its outputs are made together, not each by a call of its own
     before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives

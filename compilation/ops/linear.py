@@ -19,6 +19,7 @@ class Linear(Op):
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
     indices = "x: n c, w: o c, b: o -> y: n o"
     adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
+    linear = {"x": ("y",)}
     by_head = ("head_linear_t", "head_linear")
     vanishes, shifts = (("x", "b"), ("w", "b")), ("x", "b")
 
@@ -46,7 +47,7 @@ class LinearGrad(Op):
     outputs = (tile("d_x"), matrix("d_w"), vector("d_b"))
     indices = "x: n c, x_part: n [k], w: o c, dy: n o -> d_x: n c, d_w: o c, d_b: o"
     adds, layout = ("d_x", "d_w", "d_b"), {"x": "rows", "x_part": "rows", "d_x": "rows"}
-    linear = {"dy": ("d_x", "d_w", "d_b")}
+    linear = {"dy": ("d_x", "d_w", "d_b"), "x": ("d_w",)}
     needed_for = {"x": ("d_w",), "x_part": ("d_w",), "w": ("d_x", "d_w")}
 
     def check(self, site: Site) -> None:

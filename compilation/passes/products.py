@@ -8,7 +8,7 @@ a right factor is, so that its product's gradients come row by row. The numbers 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -33,6 +33,47 @@ def order_products(program: Program) -> None:
             chain = _Chain(program, made, uses, root)
             if len(chain.factors) > 2:
                 chain.rewrite()
+
+
+def shrink_factors(program: Program) -> None:
+    """A number that multiplies what linear maps make of a smaller tensor multiplies that instead, in place; 1 multiplies
+    nothing."""
+    scaled: dict[tuple[str, float], str] = {}
+    for result in [c.outputs["y"] for c in program.calls if c.op == FACTOR and c.outputs["y"] != program.logits]:
+        made, uses = producers(program), use_counts(program)
+        call = made[result]
+        value, at, reader, slot = float(call.attrs["value"]), call.inputs["x"], call, "x"
+        while value != 1.0 and uses[at] == 1 and at in made and (inner := _scales(made[at])):
+            maker, at = made[at], made[at].inputs[inner]
+            if at in made and _elements(program, at) < _elements(program, reader.inputs[slot]):
+                reader, slot = maker, inner
+        if reader is call and value != 1.0:
+            continue
+        if reader is not call:
+            source = reader.inputs[slot]
+            if (source, value) not in scaled:
+                t = program.tensors[source]
+                name = program.add(Tensor(fresh(program, f"{source}.scaled"), t.type, Role.ACTIVATION, source=t.source)).name
+                after = Call(FACTOR, {"x": source}, {"y": name}, call.attrs, where=call.where)
+                program.calls.insert(program.position(made[source]) + 1, after)
+                scaled[source, value] = name
+            program.replace_call(reader, replace(reader, inputs={**reader.inputs, slot: scaled[source, value]}))
+        program.replace_call(call)
+        program.calls = [c.renamed({result: call.inputs["x"]}) for c in program.calls]
+        del program.tensors[result]
+
+
+def _elements(program: Program, tensor: str) -> int:
+    return prod(program.tensors[tensor].shape)
+
+
+def _scales(call: Call) -> str:
+    """The slot that all that a call makes is linear in, if it is the only one and nothing is added; else ""."""
+    op = REGISTRY.get(call.op)
+    if op is None or set(op.once) & call.inputs.keys():
+        return ""
+    slots = [s for s in call.inputs if set(call.outputs) <= set(op.linear.get(s, ()))]
+    return slots[0] if len(slots) == 1 else ""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def _sums(known: Judged, c: Called) -> None:
         total: set[str] = set()
         for index in c.op.summed(slot) if slot in c.op.line.axes else ():
             total |= c.followed(index) if index not in carried else set()
+        taken: set[str] = set()
         for r in c.reads:
             needed = slot not in c.op.slots or slot in c.op.needed_for.get(r.slot, (slot,))
             if not (r.tensor.shares and needed):
@@ -57,7 +58,10 @@ def _sums(known: Judged, c: Called) -> None:
             if slot not in c.op.linear.get(r.slot, ()):
                 known.fail(f"{r.tensor.name} is only a share of a sum over {', '.join(sorted(r.tensor.shares))}, "
                           f"and {slot} is not linear in it")
-            total |= r.tensor.shares
+            if twice := r.tensor.shares & taken:
+                known.fail(f"{slot} is a product of shares of two sums over {', '.join(sorted(twice))}")
+            taken |= r.tensor.shares
+        total |= taken
         drives = {v for a in use.axes if a.loop for v in chain(c.scope, a.loop)}
         if cut := sorted(v for v in total if c.scope.loops[v].part):
             known.fail(f"{use.tensor.name} is summed over {cut[0]}, which walks a part of its index")
@@ -70,6 +74,8 @@ def _sums(known: Judged, c: Called) -> None:
             if unread := [s for s in c.op.once if s in c.call.inputs and not over]:
                 known.fail(f"it always adds, so that {unread[0]} is never read")
             total -= set(over) if over else beyond
+        if taken & total and (again := [s for s in c.op.once if s in c.call.inputs]):
+            known.fail(f"{again[0]} is in each share of a sum over {', '.join(sorted(taken & total))}")
         if total and use.tensor.kind != "stored":
             known.fail(f"{use.tensor.name} gets only a share of the sum over {', '.join(sorted(total))}")
         use.tensor.shares |= total

@@ -165,7 +165,9 @@ class Builder:
             if label in carried or any(a.label is label for a in s.along(slot)):
                 continue
             if slot not in s.op.adds:
-                return False
+                if label in s.touches() or not self._shared(tensor):
+                    return False
+                continue
             if s.op.slots[slot].sink and s.macs and (
                     "add" not in self.schedule.choices or self._outside(s, slot, label) or not self._small(s, slot, label)):
                 return False
@@ -178,11 +180,33 @@ class Builder:
         """Whether all readers of a tensor may take each share of it by itself."""
         if tensor not in self._taken:
             readers = [(r, slot) for r in self.work.all for slot, t in r.reads.items() if t == tensor]
-            whole = "rows" in self.schedule.choices
-            self._taken[tensor] = bool(readers) and all(takes_shares(r.call, slot) and not any(
-                whole and t not in self.work.sums and not self.work.gradient(r, o) for o, t in r.makes.items())
-                and all(self._may_loop(r, x) for x in r.touches()) for r, slot in readers)
+            maker = self.work.makers.get(tensor)
+            self._taken[tensor] = bool(readers) and not (maker and maker.op.carried) and all(
+                self._takes(r, slot) for r, slot in readers)
         return self._taken[tensor]
+
+    def _takes(self, s: Statement, slot: str) -> bool:
+        """Whether a statement may take each share of what it reads: to add them up, or to make shares of its result of them
+        for others that may. What else it is linear in is no sum over the same loops."""
+        if slot in s.sources and any(self._summed(s.sources[slot], s.reads[slot]) & self._summed(source, s.reads[other])
+                                     for other, source in s.sources.items() if other != slot and other in s.op.linear):
+            return False
+        if not takes_shares(s.call, slot):
+            own = not set(s.makes.values()) & (set(self.work.results) | self.work.sums.keys())
+            return own and not set(s.op.once) & s.reads.keys() and all(
+                o in s.op.linear.get(slot, ()) and self._shared(t) for o, t in s.makes.items())
+        whole = "rows" in self.schedule.choices and any(
+            t not in self.work.sums and not self.work.gradient(s, o) for o, t in s.makes.items())
+        return not whole and all(self._may_loop(s, x) for x in s.touches())
+
+    def _summed(self, s: Statement, tensor: str) -> set[Label]:
+        """The labels that a tensor is a sum over, if all shares are taken by themselves."""
+        out = next(o for o, t in s.makes.items() if t == tensor)
+        found = set(s.touches())
+        for slot, source in s.sources.items():
+            if out in s.op.linear.get(slot, ()):
+                found |= self._summed(source, s.reads[slot])
+        return found - {a.label for a in s.along(out)}
 
     def _small(self, s: Statement, slot: str, label: Label) -> bool:
         """Whether a buffer for a gradient is smaller than what it is a product of, kept whole along the label."""

@@ -105,7 +105,7 @@ def takes_shares(call: Call, slot: str) -> bool:
     """Whether all that a call makes is linear in what it reads there, and can be summed: a linear map of a sum is the sum of
     the maps."""
     op = REGISTRY[call.op]
-    return all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
+    return not set(op.once) & call.inputs.keys() and all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
 
 
 def merged(calls: list[Call], standing: list[Chain], shared: list[Chain],
