@@ -62,6 +62,8 @@ def test_the_trained_block_is_that_of_the_parameters(name: str, momentum: float)
     assert table.keys() == PLANS[name].keys()
     size = 0
     for n, selection in PLANS[name].items():
+        if n == BIAS:
+            selection = {"cols": [*range(24), *range(48, 72)]}      # the keys' is a constant: its gradient is zero
         want, axis = stored(parameters[n], selection)
         entry, begin = table[n], layout.initial_offset + 4 * table[n].offset
         assert (entry.count, entry.rows, entry.cols, entry.axis) == (want.size, *want.shape, axis)
