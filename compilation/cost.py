@@ -7,6 +7,7 @@ from math import prod
 
 from compilation.passes.rewrite import site
 from compilation.program import VIEW, Call, Program, Role
+from compilation.target import Target
 from compilation.types import INDEX
 
 FLASH_ALIGNMENT = 16  # bytes; where constant tensors begin in flash
@@ -26,16 +27,17 @@ def total_macs(program: Program) -> int:
     return sum(call_macs(program, c) for c in program.calls)
 
 
-def call_time(program: Program, call: Call) -> int:
+def call_time(program: Program, call: Call, target: Target) -> int:
     """Estimated time of one call with its present settings, in multiply-accumulates of full tiles (0 for pure renamings)."""
     if program.has_op(call):
-        return program.op(call).time(site(program, call))
-    return call_macs(program, call) or sum(prod(program.tensors[t].shape) for t in call.outputs.values() if call.op != VIEW)
+        return program.op(call).time(site(program, call), target)
+    elements = sum(prod(program.tensors[t].shape) for t in call.outputs.values())
+    return 0 if call.op == VIEW else int(target.time(call_macs(program, call), elements, 1, 0))
 
 
-def total_time(program: Program) -> int:
+def total_time(program: Program, target: Target) -> int:
     """Estimated time of one training step, in multiply-accumulates of full tiles."""
-    return sum(call_time(program, c) for c in program.calls)
+    return sum(call_time(program, c, target) for c in program.calls)
 
 
 @dataclass(frozen=True)

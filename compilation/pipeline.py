@@ -18,6 +18,7 @@ from compilation.memory.validate import check_program_memory
 from compilation.passes.training import Selection, parameter_values
 from compilation.program import Program
 from compilation.scheduling import Planner, Schedule, binding
+from compilation.target import CORTEX_M, Target
 from compilation.tvm_adapter import import_model, importable
 
 
@@ -48,15 +49,12 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles one model; captured once, then planned for any number of update plans and budgets.
+    """Compiles one model; captured once, then planned for any number of update plans and budgets. target: the core whose
+    time is minimised."""
 
-    leaves: import it as operations on windows alone (see `tvm_adapter.builder`). regions: and form regions of them.
-    """
-
-    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit", leaves: bool = False,
-                 regions: bool = False) -> None:
+    def __init__(self, model: nn.Module, spec: InputSpec, name: str = "vit", target: Target = CORTEX_M) -> None:
         self.exported: Exported = capture(model, spec, importable())
-        self.forward, self.regions = import_model(self.exported, name, leaves or regions), regions
+        self.forward, self.target = import_model(self.exported, name), target
         self.shapes = self.exported.shapes
         self.zero = frozenset(n for n, v in self.exported.parameters.items() if not v.any())
 
@@ -65,7 +63,7 @@ class Compiler:
         if still := [n for n, s in plan.items() if s not in ("none", None) and n in self.exported.stopped]:
             raise GradientError(f"no gradient reaches {', '.join(still)}, which the model uses only detached: PyTorch "
                                 "would leave it as it is; take it out of the plan")
-        return Planner(self.forward, plan, self.shapes, momentum, self.zero, self.regions)
+        return Planner(self.forward, plan, self.shapes, momentum, self.zero, self.target)
 
     def smallest_ram(self, plan: dict[str, Selection], momentum: float = 0.0,
                      max_recompute: float | None = None) -> int:

@@ -40,7 +40,6 @@ class Role(str, Enum):
 
 
 ARENA_ROLES = {Role.INPUT, Role.ACTIVATION, Role.GRADIENT, Role.SCRATCH}
-RAM_ROLES = {Role.TRAINED, Role.STATE, Role.OUTPUT}
 
 
 class Frozen(dict[str, Any]):
@@ -217,6 +216,10 @@ class Program:
         """The call's operation: one of the registry, or a region of this Program."""
         return REGISTRY[call.op] if call.op in REGISTRY else self.regions[call.op]
 
+    def chain(self, call: Call) -> str:
+        """The operations that a region is made of, in order; of any other call its own."""
+        return " ".join(c.op for c in self.regions[call.op].definition.calls) if call.op in self.regions else call.op
+
     def storage(self, name: str) -> str:
         """The root of the alias chain: the tensor that owns the bytes."""
         while (alias := self.tensors[name].alias) is not None:
@@ -233,7 +236,7 @@ class Program:
 
     # -- text and JSON ------------------------------------------------------------------------------
     def text(self) -> str:
-        """Stable, readable text: one line a tensor, one line a call."""
+        """Stable, readable text: one line a tensor, one line a call; then what each region is made of."""
         lines = [f"program {self.name}"]
         for t in self.tensors.values():
             if t.role is Role.CONSTANT and t.element == INDEX:
@@ -243,10 +246,9 @@ class Program:
         for w in self.weights.values():
             if w.axis:
                 lines.append(f"  weight     {w.name}: {len(w.index)} of {w.axis} trained")
-        for i, c in enumerate(self.calls):
-            attrs = ", ".join(f"{k}={_short(v)}" for k, v in sorted(c.attrs.items()))
-            updates = f" updates[{_pairs(c.updates)}]" if c.updates else ""
-            lines.append(f"  {i:3d} {c.op}({_pairs(c.inputs)}) -> ({_pairs(c.outputs)}){updates} {{{attrs}}}")
+        lines += _calls(self.calls)
+        for name, region in self.regions.items():
+            lines += [f"  {name} -> ({', '.join(region.results)})", *(f"  {c}" for c in _calls(region.definition.calls))]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
@@ -260,6 +262,13 @@ class Program:
     def _members(self) -> dict[str, Any]:
         regions = {name: region.to_json() for name, region in self.regions.items()}
         return {**{f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}, "regions": regions}
+
+
+def _calls(calls: Iterable[Call]) -> Iterable[str]:
+    for i, c in enumerate(calls):
+        attrs = ", ".join(f"{k}={_short(v)}" for k, v in sorted(c.attrs.items()))
+        updates = f" updates[{_pairs(c.updates)}]" if c.updates else ""
+        yield f"  {i:3d} {c.op}({_pairs(c.inputs)}) -> ({_pairs(c.outputs)}){updates} {{{attrs}}}"
 
 
 def _pairs(slots: Mapping[str, str]) -> str:

@@ -19,7 +19,6 @@ from compilation.passes.products import order_products
 from compilation.passes.reassociate import is_projected, project_queries
 from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
-from compilation.passes.streams import form_streams
 from compilation.passes.training import (
     Selection,
     add_loss,
@@ -35,6 +34,7 @@ from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
 from compilation.program import Call, Program
+from compilation.target import CORTEX_M, Target
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
 
@@ -83,17 +83,18 @@ class Weighed:
 class Structure:
     """A training step before scheduling: forward, backward, cut into segments."""
 
-    def __init__(self, program: Program, chain: Chain, label: str) -> None:
+    def __init__(self, program: Program, chain: Chain, label: str, target: Target) -> None:
         self.program, self.chain, self.label = program, chain, label
-        self.scheduler = Scheduler(program, chain, lambda c: call_time(program, c))
-        self.scales = Scales(program)
+        self.scheduler = Scheduler(program, chain, lambda c: call_time(program, c, target))
+        self.scales = Scales(program, target)
         self.fixed = fixed_bytes(program)
         self.floor = max((self.scales.floor((*s.inner, *s.backward)) for s in chain.segments), default=0)
         self._weighed: dict[tuple[Order, int | None], tuple[int, int, int]] = {}
         self._steps: tuple[Order | None, list[Step]] = (None, [])
         self._anyway: dict[int, int] = {}       # by the segment from which on all is kept
         onward = [c for s in chain.segments for c in s.onward]
-        self._ratio = min((self.scales.least((c,)) / work for c in onward if (work := call_time(program, c))), default=1.0)
+        ratios = [self.scales.least((c,)) / time for c in onward if (time := call_time(program, c, target))]
+        self._ratio = min(ratios, default=1.0)
 
     def emit(self, order: Order) -> Program:
         """The ordered step; storage shared, not tuned."""
@@ -132,27 +133,23 @@ class Planner:
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
     zero: the parameters that are all zero; what they make is left out where the plan does not train them.
-    regions: form regions of a Program that was imported as leaves; else the streamed operations. project: single queries
-    instead of their keys and values; where that costs memory, `plain` does not.
+    target: the core whose time is minimised. project: single queries instead of their keys and values; where that costs
+    memory, `plain` does not.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), regions: bool = False,
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), target: Target = CORTEX_M,
                  project: bool = True) -> None:
-        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan)))
-        self.plan, self.shapes, self.momentum = plan, shapes, momentum
-        self.unfelt: frozenset[str] = frozenset()
-        self.form = form_regions if regions else form_streams
-        if regions:                         # a region of one row is another than that of them all
-            self.forward = self.forward.copy()
-            narrow_rows(self.forward)
-            order_products(self.forward)
-            self.unfelt = unfelt(self.forward)
+        self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan))).copy()
+        self.plan, self.shapes, self.momentum, self.target = plan, shapes, momentum, target
+        narrow_rows(self.forward)           # first: a region of one row is another than that of them all
+        order_products(self.forward)
+        self.unfelt = unfelt(self.forward)
         self._plain: Callable[[], Planner] | None = None
-        if regions and project and (projected := project_queries(self.forward)) is not self.forward:
+        if project and (projected := project_queries(self.forward)) is not self.forward:
             self.forward = projected
-            self._plain = partial(Planner, forward, plan, shapes, momentum, zero, regions, project=False)
-        self.chains = self.form(self.forward.copy())
+            self._plain = partial(Planner, forward, plan, shapes, momentum, zero, target, project=False)
+        self.chains = form_regions(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
 
@@ -170,8 +167,7 @@ class Planner:
     def _build(self, whole: int) -> Structure:
         program = self.forward.copy()
         program.momentum = self.momentum
-        self.form(program, set(range(self.chains - whole)))
-        narrow_rows(program)
+        form_regions(program, set(range(self.chains - whole)))
         add_loss(program)
         make_matrices(program)
         verify(program, "forward")
@@ -187,7 +183,7 @@ class Planner:
         forward = 1 + next(i for i, c in enumerate(program.calls) if program.loss in c.outputs.values())
         chain = cut_chain(program, program.calls[:forward], program.calls[forward:])
         label = "all streamed" if whole == 0 else f"last {whole} of {self.chains} chains whole, others streamed"
-        return Structure(program, chain, label)
+        return Structure(program, chain, label, self.target)
 
     def at(self, whole: int, slots: int, source: int, arena: int | None, stride: int = 1,
            kept: int | None = None) -> Schedule:
@@ -198,9 +194,9 @@ class Planner:
     def _make(self, whole: int, order: Order, arena: int | None) -> Schedule:
         structure = self.structure(whole)
         program = structure.emit(order)
-        peak = tune(program, arena)
+        peak = tune(program, arena, self.target)
         program.predict_calls = next(i for i, c in enumerate(program.calls) if c.op == "cross_entropy")
-        return Schedule(program, peak, fixed_bytes(program), total_macs(program), total_time(program),
+        return Schedule(program, peak, fixed_bytes(program), total_macs(program), total_time(program, self.target),
                         structure.label, order)
 
     def _weigh(self, whole: int, order: Order, arena: int | None) -> Weighed:
@@ -227,28 +223,32 @@ class Planner:
             found: Weighed | None = None
             for (source, kept), stride in product(starts, STRIDES):
                 for slots in range(structure.max_slots(kept) + 1):
-                    fits = self._least_arena(Order(slots, source, kept, stride), limit, found)
-                    if fits and (found is None or fits.ram < found.ram):
-                        found = fits
-                    elif found is not None:
-                        break
+                    order = Order(slots, source, kept, stride)
+                    if structure.least_time(order) > limit:
+                        continue                # with more checkpoints less is made again
+                    if found and self._weigh(0, order, 0).peak >= found.peak:
+                        break                   # and more is kept
+                    found = self._least_arena(order, limit, found) or found
             if found:
                 return self._make(0, found.order, found.arena)
         least = min((self._weigh(0, Order(0, source, kept), 0) for source, kept in starts), key=lambda s: s.ram)
         return self._make(0, least.order, least.peak)       # the same RAM, as fast as it allows
 
     def _least_arena(self, order: Order, limit: int, below: Weighed | None) -> Weighed | None:
-        """With this order, the smallest arena within `limit` of estimated time (to 1 %), by bisection."""
-        best = self._weigh(0, order, None)
-        low = self._weigh(0, order, 0).peak
-        if best.time > limit or (below is not None and low >= below.peak):
+        """With this order, the smallest arena within `limit` of estimated time (to 0.01 %), by bisection; None where it
+        is no smaller than that of `below`."""
+        best = self._weigh(0, order, below.peak - 1 if below else None)
+        if best.time > limit or (below and best.peak >= below.peak):
             return None
-        high = best.peak
-        while high - low > low // 100:
-            middle = (low + high) // 2
+        least = self._weigh(0, order, 0)
+        if least.time <= limit:
+            return least
+        low = least.peak
+        while best.peak - low > low // 10000:
+            middle = (low + best.peak) // 2
             schedule = self._weigh(0, order, middle)
             if schedule.time <= limit:
-                best, high = schedule, middle
+                best = schedule
             else:
                 low = middle
         return best
@@ -326,5 +326,6 @@ def binding(program: Program) -> str:
     live, at = live_bytes(program, life), program.position(call)
     tensors = sorted(((program.tensors[n].bytes, n) for n, (a, b) in life.items() if a <= at < b), reverse=True)
     listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
-    return f"{call.op} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
+    made_of = f" ({program.chain(call)})" if call.op in program.regions else ""
+    return f"{call.op}{made_of} of {call.where or 'the model'} ({live[at]:,} bytes live: {listed})"
 

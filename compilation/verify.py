@@ -25,18 +25,26 @@ GRADIENTS = {op.gradient: op.name for op in REGISTRY.values() if op.gradient}   
 
 def verify(program: Program, after: str = "") -> None:
     """Check names, slots, attributes, shapes and types, the order of definition and use, in-place results, and that
-    every trained tensor is updated once, by its own gradient, after its last reader.
+    every trained tensor is updated once, by its own gradient, after its last reader; and the definitions of its regions.
 
     Raises VerificationError naming the pass (`after`), the call and the tensor.
     """
-    _Verifier(program, f"after {after}: " if after else "").run()
+    prefix = f"after {after}: " if after else ""
+    for name, region in program.regions.items():
+        if name not in _SOUND:
+            _Verifier(region.definition, f"{prefix}region {name}, ", part=True).definition(region.results)
+            _SOUND.add(name)
+    _Verifier(program, prefix).run()
+
+
+_SOUND: set[str] = set()        # the regions whose definitions were found right: the name stands for the content
 
 
 class _Verifier:
-    """One walk over the calls. `at` says which one is judged."""
+    """One walk over the calls. `at` says which one is judged. part: of a step, whose other calls are elsewhere."""
 
-    def __init__(self, program: Program, prefix: str) -> None:
-        self.program, self.prefix, self.at = program, prefix, ""
+    def __init__(self, program: Program, prefix: str, part: bool = False) -> None:
+        self.program, self.prefix, self.at, self.part = program, prefix, "", part
         self.roots: dict[str, str] = {}
         self.defined: set[str] = set()
         self.alive: dict[str, set[str]] = {}       # storage -> the tensors whose values it holds now
@@ -55,6 +63,16 @@ class _Verifier:
         for t in self.program.tensors.values():
             if t.role is Role.TRAINED and t.name not in self.updated:
                 self.fail(f"{t.name} is trained, but no call updates it")
+
+    def definition(self, results: Sequence[str]) -> None:
+        """Of a region: calls of leaves alone, which make its results."""
+        self.run()
+        for i, call in enumerate(self.program.calls):
+            if call.op not in REGISTRY or not REGISTRY[call.op].leaf or call.scratch:
+                self.fail(f"call {i} {call.op} is no call of a leaf on whole tensors")
+        made = {t for c in self.program.calls for t in c.outputs.values()}
+        if not results or not made.issuperset(results) or len(set(results)) < len(results):
+            self.fail(f"its calls do not make the results {', '.join(results) or '(none)'}")
 
     # -- data ---------------------------------------------------------------------------------------
     def _tensors(self) -> None:
@@ -217,9 +235,8 @@ class _Verifier:
                 self._cut(name, call.inputs.get(declared.of, ""))
         self._guard(op.bind, where)
         self._guard(op.check, where)
-        forward = GRADIENTS.get(op.name)
-        if forward and not any(c.op == forward and self._fed_alike(op, call, c) for c in self._spelled()):
-            self.fail(f"no {forward} has the parameters that it makes gradients for")
+        if not self.part and not self._has_forward(op, call):
+            self.fail(f"no {GRADIENTS.get(op.name, 'other call')} has the parameters that it makes gradients for")
 
     def _guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -241,11 +258,25 @@ class _Verifier:
         if weight not in self.program.weights or tuple(listed) != self.program.weights[weight].index:
             self.fail(f"{name} does not hold the trained columns of {weight}")
 
+    def _has_forward(self, op: Op, call: Call) -> bool:
+        """Whether a call has the parameters in the slots of which this one, if it is a gradient, makes gradients for. Of a
+        region's gradient any: slots are named alike in both, and where a region of one call was made of either, as well."""
+        forward = GRADIENTS.get(op.name)
+        if forward is None and not (call.op in self.program.regions and self._differentiates(call)):
+            return True
+        return any(c.op == forward if forward else not self._differentiates(c) for c in self._spelled()
+                   if self._fed_alike(op, call, c))
+
+    @staticmethod
+    def _differentiates(call: Call) -> bool:
+        return bool(call.updates) or any(s.startswith("d_") for s in call.outputs)
+
     def _spelled(self) -> Iterator[Call]:
-        """All calls, those of regions as their definitions say."""
+        """All calls, and those of regions as their definitions say, too."""
         for call in self.program.calls:
-            region = self.program.regions.get(call.op)
-            yield from [c.renamed(call.inputs) for c in region.definition.calls] if region else [call]
+            yield call
+            if call.op in self.program.regions:
+                yield from [c.renamed(call.inputs) for c in self.program.regions[call.op].definition.calls]
 
     @staticmethod
     def _fed_alike(op: Op, call: Call, forward: Call) -> bool:

@@ -1,25 +1,11 @@
-"""The operations: importing this package fills REGISTRY."""
+"""The operations: importing this package imports every module in it, which fills REGISTRY."""
 
-from compilation.ops import (
-    attention,
-    attn_block,
-    buffers,
-    columns,
-    elementwise,
-    embed,
-    gram,
-    heads,
-    linear,
-    loss,
-    matmul,
-    mlp_block,
-    normalisation,
-    optimiser,
-    packed_attention,
-    rows,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from compilation.ops.base import REGISTRY, Op, Sample, Site, Slot
 
-__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot", "attention", "attn_block", "buffers", "columns", "elementwise",
-           "embed", "gram", "heads", "linear", "loss", "matmul", "mlp_block", "normalisation", "optimiser",
-           "packed_attention", "rows"]
+__all__ = ["REGISTRY", "Op", "Sample", "Site", "Slot"]
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")

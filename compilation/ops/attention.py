@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import COUNT, tile
+from compilation.ops.indices import Axis
+from compilation.target import KEYS, QUERIES
 from compilation.types import SUM
-
-KEYS, QUERIES = 16, 16      # VT_KEYS: keys taken at a time; VT_QUERIES: most queries of one call
 
 
 class AttentionOp(Op):
@@ -20,7 +20,11 @@ class AttentionOp(Op):
 
     source = "vt_attention.c"
     attrs, legal = {"heads": (int, 1), "scale": (float, 0.0)}, {"heads": COUNT}
-    sized, limit = {"h": "heads"}, {"n": QUERIES}
+    sized, limit, slow = {"h": "heads"}, {"n": QUERIES}, 2.0
+
+    def grain(self, wants: Iterable[str]) -> tuple[Axis, Axis]:
+        """Scores, side by side for several queries."""
+        return Axis("n"), Axis("m")
 
     def macs(self, site: Site) -> int:
         sizes, (along, across) = self.bind(site), self.times(site)
@@ -60,11 +64,11 @@ class Attention(AttentionOp):
     outputs, vanishes = (tile("y"), tile("high", True), tile("total", True)), (("v",),)
     indices = "q: n h*d, k: m h*d, v: m h*e -> y: n h*e, high: n h, total: n h"
     carried, layout = {"m": ("high", "total")}, {"k": "rows", "v": "rows", "y": "rows"}
-    linear, shift_free, rowwise, scored, mixed = {"v": ("y",)}, ("k",), ("q",), ("q", "k"), "v"
+    linear, shift_free, scored, mixed = {"v": ("y",)}, ("k",), ("q", "k"), "v"
 
     def scratch(self, site: Site) -> int:
         n, d, keys = self.scores(site)
-        return SUM.of((d + keys + (self.values(site) if n > 1 else 0)) * n)
+        return SUM.of((d + keys) * n)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": ref.attention(inputs, attrs["heads"], attrs["scale"])}

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from compilation.ops.indices import ANY, Axes, Line, bind, parse
+from compilation.ops.indices import ANY, Axes, Axis, Line, bind, parse
+from compilation.target import Target
 from compilation.types import F32, Element, Shape, Type
 
 Shapes = dict[str, Shape]
@@ -120,10 +121,10 @@ class Op:
     legal: ClassVar[dict[str, Container[int]]] = {}   # integer attribute -> the values that the kernel is written for
     schedule: ClassVar[tuple[str, ...]] = ()    # attributes that change memory, speed and, where a sum is cut, last bits
     inplace: ClassVar[dict[str, str]] = {}      # output slot -> input slot whose storage it may take over
-    rowwise: ClassVar[tuple[str, ...]] = ()     # input slots of which row i alone decides row i of the result
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = ()   # the result is all zero where all of one of these are (or absent)
     gradient: ClassVar[str | None] = None       # name of the gradient operation
     gradients: ClassVar[dict[str, tuple[str, ...]]] = {}   # or input slot -> (operation, its inputs: slots or dy)
+    relax: ClassVar[str] = ""                   # Relax operation of one input, element by element, that is imported as this
     own_update: ClassVar[str | None] = None     # parameter slot that the operation updates with an input, not a gradient
     needed_for: ClassVar[dict[str, tuple[str, ...]]] = {}  # input slot -> outputs; read only if one of them is wanted
 
@@ -139,6 +140,8 @@ class Op:
     before: ClassVar[str | None] = None         # operation that makes the inputs a call lacks, from those of its own names
     remakes: ClassVar[dict[str, str]] = {}      # gradient: output slot -> output slot of the forward operation that it gives
     inner: ClassVar[bool] = False               # only regions call it: on buffers of theirs
+    effort: ClassVar[int] = 0                   # time of an element, in additions, besides one
+    slow: ClassVar[float] = 1                   # time of its multiply-accumulates against a plain product's
     scored: ClassVar[tuple[str, str] | None] = None     # two inputs of which only the products row by row, by head, matter
     mixed: ClassVar[str | None] = None          # the input of which a row of the result is a weighted mean, head by head
     by_head: ClassVar[tuple[str, str] | None] = None    # of one token: operations that map its heads by w, by its transpose
@@ -249,13 +252,27 @@ class Op:
         """Fused multiply-adds executed in sums of products: exactly what the kernel counts with VT_COUNT."""
         return 0
 
-    def time(self, site: Site) -> int:
-        """Estimated time of a call, in multiply-accumulates of full tiles: without sums of products, its elements."""
-        return self.macs(site) or self.elements(site)
+    def grain(self, wants: Iterable[str]) -> tuple[Axis, Axis] | None:
+        """The axes along the lanes and the rows of a product's tiles: those of the first output, side by side first."""
+        for slot in self.outputs:
+            axes = self.line.axes.get(slot.name, ())
+            if slot.name in wants and len(axes) == 2 and axes != ANY:
+                return axes if self.layout.get(slot.name) == "panel" else (axes[1], axes[0])
+        return None
 
     def elements(self, site: Site) -> int:
-        """Elements of its results."""
-        return sum(prod(made.shape) for slot, made in self.infer(site).items() if slot in site.wants)
+        """What each call goes through besides products: its results, or, of what makes no products, its largest operand."""
+        made = [prod(t.shape) for slot, t in self.infer(site).items() if slot in site.wants]
+        return sum(made) if self.macs(site) else max(made + [prod(shape) for shape in site.shapes.values()], default=0)
+
+    def time(self, site: Site, target: Target) -> int:
+        """Estimated time of a call, in multiply-accumulates of full tiles."""
+        macs, price = self.macs(site), 1.0
+        if self.leaf and macs and (grain := self.grain(site.wants)):
+            sizes = self.bind(site)
+            lanes, rows = (axis.size(sizes) for axis in grain)
+            price = target.product((lanes, lanes), (rows, rows))
+        return int(target.time(macs * price * self.slow, self.elements(site), 1, self.effort if not macs else None))
 
     def scratch(self, site: Site) -> int:
         """Bytes of scratch the kernel needs with these schedule attributes: exact, all of it used."""
@@ -265,10 +282,10 @@ class Op:
         """Settings of the schedule attributes worth trying, fastest first, least scratch last."""
         yield {}
 
-    def settings(self, site: Site) -> list[Setting]:
+    def settings(self, site: Site, target: Target) -> list[Setting]:
         """The settings worth trying, fastest first, least scratch last."""
         sites = [(o, replace(site, attrs={**site.attrs, **o})) for o in self.schedules(site)]
-        return [Setting(o, self.scratch(s), self.macs(s), self.time(s)) for o, s in sites]
+        return [Setting(o, self.scratch(s), self.macs(s), self.time(s, target)) for o, s in sites]
 
     def samples(self, rng: np.random.Generator) -> Iterator[Sample]:
         raise NotImplementedError

@@ -30,7 +30,7 @@ class Columns(Window):
     name, symbol, gradient = "columns", "vt_columns", "columns_grad"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: n [w] -> y: n [c]"
     sized, attrs = {"c": "count"}, {"start": (int, 0), "count": (int, 1)}
-    rowwise, vanishes, linear, shifts = ("x",), (("x",),), {"x": ("y",)}, ("x",)
+    vanishes, linear, shifts = (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"][:, attrs["start"]:attrs["start"] + attrs["count"]]}

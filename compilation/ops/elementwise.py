@@ -30,6 +30,7 @@ class WithAct(Elementwise):
     """Operations of an activation function; `act` names it in ops/reference.py."""
 
     act: ClassVar[str]
+    effort = 10
 
     def act_of(self, attrs: dict[str, Any]) -> str:
         return self.act
@@ -49,7 +50,7 @@ class Activation(WithAct):
     """y = act(x)."""
 
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    inplace, rowwise = {"y": "x"}, ("x",)
+    inplace = {"y": "x"}
     vanishes: ClassVar[tuple[tuple[str, ...], ...]] = (("x",),)     # of all but those that are not 0 at 0
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -70,35 +71,35 @@ class ActivationGrad(WithAct):
 class Gelu(WithGelu, Activation):
     """y = GELU(x), exact or by tanh."""
 
-    name, symbol, gradient = "gelu", "vt_gelu", "gelu_grad"
+    name, symbol, gradient, effort = "gelu", "vt_gelu", "gelu_grad", 16
 
 
 @register
 class GeluGrad(WithGelu, ActivationGrad):
     """d_x = dy * GELU'(x)."""
 
-    name, symbol = "gelu_grad", "vt_gelu_grad"
+    name, symbol, effort = "gelu_grad", "vt_gelu_grad", 25
 
 
 @register
 class Relu(Activation):
     """y = max(x, 0)."""
 
-    name, symbol, gradient, act = "relu", "vt_relu", "relu_grad", "relu"
+    name, symbol, gradient, act, relax, effort = "relu", "vt_relu", "relu_grad", "relu", "nn.relu", 0
 
 
 @register
 class ReluGrad(ActivationGrad):
     """d_x = dy where x > 0."""
 
-    name, symbol, act = "relu_grad", "vt_relu_grad", "relu"
+    name, symbol, act, effort = "relu_grad", "vt_relu_grad", "relu", 0
 
 
 @register
 class Silu(Activation):
     """y = x / (1 + e^-x)."""
 
-    name, symbol, gradient, act = "silu", "vt_silu", "silu_grad", "silu"
+    name, symbol, gradient, act, relax = "silu", "vt_silu", "silu_grad", "silu", "nn.silu"
 
 
 @register
@@ -112,7 +113,8 @@ class SiluGrad(ActivationGrad):
 class Sigmoid(Activation):
     """y = 1 / (1 + e^-x)."""
 
-    name, symbol, gradient, act, vanishes = "sigmoid", "vt_sigmoid", "sigmoid_grad", "sigmoid", ()
+    name, symbol, gradient, act, relax = "sigmoid", "vt_sigmoid", "sigmoid_grad", "sigmoid", "sigmoid"
+    vanishes = ()
 
 
 @register
@@ -126,7 +128,7 @@ class SigmoidGrad(ActivationGrad):
 class Tanh(Activation):
     """y = tanh(x)."""
 
-    name, symbol, gradient, act = "tanh", "vt_tanh", "tanh_grad", "tanh"
+    name, symbol, gradient, act, relax = "tanh", "vt_tanh", "tanh_grad", "tanh", "tanh"
 
 
 @register
@@ -142,7 +144,7 @@ class Copy(Elementwise):
 
     name, symbol, adds = "copy", "vt_copy", ("y",)
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
-    rowwise, vanishes, linear, shifts = ("x",), (("x",),), {"x": ("y",)}, ("x",)
+    vanishes, linear, shifts = (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"]}
@@ -154,7 +156,7 @@ class Add(Elementwise):
 
     name, symbol = "add", "vt_add"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, rowwise, vanishes, shifts = {"y": "a"}, ("a", "b"), (("a", "b"),), ("a", "b")
+    inplace, vanishes, shifts = {"y": "a"}, (("a", "b"),), ("a", "b")
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["a"] + inputs["b"]}
@@ -166,7 +168,7 @@ class Mul(Elementwise):
 
     name, symbol, gradient = "mul", "vt_mul", "mul_grad"
     inputs, outputs, indices = (tile("a"), tile("b")), (tile("y"),), "a: *n c, b: *n c -> y: *n c"
-    inplace, rowwise, vanishes = {"y": "a"}, ("a", "b"), (("a",), ("b",))
+    inplace, vanishes = {"y": "a"}, (("a",), ("b",))
     linear = {"a": ("y",), "b": ("y",)}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
@@ -201,7 +203,7 @@ class MulConst(Elementwise):
     name, symbol = "mul_const", "vt_mul_const"
     inputs, outputs, indices = (tile("x"),), (tile("y"),), "x: *n c -> y: *n c"
     attrs = {"value": (float, 1.0)}
-    inplace, rowwise, vanishes, linear, shifts = {"y": "x"}, ("x",), (("x",),), {"x": ("y",)}, ("x",)
+    inplace, vanishes, linear, shifts = {"y": "x"}, (("x",),), {"x": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": attrs["value"] * inputs["x"]}
@@ -216,7 +218,7 @@ class Scale(Op):
 
     name, symbol, source, gradient = "scale", "vt_scale", "vt_elementwise.c", "scale_grad"
     inputs, outputs, indices = (tile("x"), vector("s")), (tile("y"),), "x: n c, s: c -> y: n c"
-    inplace, rowwise, vanishes = {"y": "x"}, ("x",), (("x",), ("s",))
+    inplace, vanishes = {"y": "x"}, (("x",), ("s",))
     linear, shifts = {"x": ("y",), "s": ("y",)}, ("x",)
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:

@@ -11,11 +11,7 @@ from compilation.ops import reference as ref
 from compilation.ops.base import Arrays, Op, Sample, Site, register
 from compilation.ops.common import (
     COUNT,
-    ROWS,
-    fastest_first,
-    grid,
     matrix,
-    part_shape,
     part_size,
     row_settings,
     stage_width,
@@ -23,6 +19,7 @@ from compilation.ops.common import (
     vector,
     width,
 )
+from compilation.target import TILES
 from compilation.types import SUM, U8, Type
 
 PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), vector("prefix", True),
@@ -32,7 +29,7 @@ PARAMETERS = (matrix("w"), vector("b", True), vector("scale"), vector("shift"), 
 class Embedding(Op):
     source = "vt_patch_embed.c"
     indices = "image: h v c, w: d k, b: d, scale: c, shift: c, prefix: p d, pos: t d, dy: t d"
-    legal = {"patch": COUNT, "rows": ROWS}
+    legal = {"patch": COUNT, "rows": TILES}
 
     def check(self, site: Site) -> None:
         (h, w, c), patch = site.shapes["image"], self.attr(site, "patch")
@@ -86,7 +83,8 @@ class PatchEmbed(Embedding):
         return SUM.of(t * (k + (d if t > 1 else 0)))
 
     def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
-        return fastest_first(self, site, grid(rows=row_settings(self.patches(site))))
+        for rows in row_settings(self.patches(site)):
+            yield {"rows": rows}
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         x = ref.patches(inputs["image"], inputs["scale"], inputs["shift"], attrs["patch"])
@@ -113,14 +111,14 @@ class PatchEmbedGrad(Embedding):
 
     def infer(self, site: Site) -> dict[str, Type]:
         d, dims = site.shapes["w"][0], self.dims(site)
-        return {"d_w": Type(part_shape(site, "w")), "d_b": Type((d,)), "d_pos": Type(site.shapes["dy"]),
+        return {"d_w": Type(site.part("w")), "d_b": Type((d,)), "d_pos": Type(site.shapes["dy"]),
                 "d_prefix": Type((dims["prefix_rows"], d))}
 
     def macs(self, site: Site) -> int:
         return self.patches(site) * part_size(site, "w") * ("d_w" in site.wants)
 
     def scratch(self, site: Site) -> int:
-        return SUM.of(self.patches(site) * stage_width(part_shape(site, "w")[1])) if "d_w" in site.wants else 0
+        return SUM.of(self.patches(site) * stage_width(site.part("w")[1])) if "d_w" in site.wants else 0
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         x = ref.patches(inputs["image"], inputs["scale"], inputs["shift"], attrs["patch"])

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from compilation.ops.base import Arrays, Op, Sample, Site, Slot, register
-from compilation.ops.common import (
-    ROWS,
-    by_columns,
-    fastest_first,
-    grid,
-    matrix,
-    part_size,
-    row_settings,
-    tile,
-    vector,
-    width,
-)
-from compilation.types import SUM
+from compilation.ops.common import by_columns, matrix, part_size, tile, vector
 
 
 @register
 class Linear(Op):
-    """y (N, O) = x (N, C) w^T + b, on panels; b is not read where y is added to.
-
-    `rows` and scratch are of whole row tensors, taken in panels by the kernel; in a region there is neither.
-    """
+    """y (N, O) = x (N, C) w^T + b, on panels; b is not read where y is added to."""
 
     name, symbol, source, gradient = "linear", "vt_linear", "vt_linear.c", "linear_grad"
     inputs, outputs = (tile("x"), matrix("w"), vector("b", True)), (tile("y"),)
     indices = "x: n c, w: o c, b: o -> y: n o"
     adds, once, layout = ("y",), ("b",), {"x": "panel", "y": "panel"}
-    attrs, legal = {"rows": (int, 16)}, {"rows": ROWS}
     by_head = ("head_linear_t", "head_linear")
-    schedule, rowwise, vanishes, shifts = ("rows",), ("x",), (("x", "b"), ("w", "b")), ("x", "b")
-
-    def window(self, site: Site, extents: Mapping[str, int]) -> Site:
-        made = super().window(site, extents)
-        return replace(made, attrs={**made.attrs, "rows": 1})
+    vanishes, shifts = (("x", "b"), ("w", "b")), ("x", "b")
 
     def macs(self, site: Site) -> int:
         (n, c), o = site.shapes["x"], site.shapes["w"][0]
         return n * o * c
-
-    def scratch(self, site: Site) -> int:
-        t = width(site.shapes["x"][0], self.attr(site, "rows"))
-        return SUM.of(sum(site.shapes["w"]) * t) if t > 1 else 0
-
-    def schedules(self, site: Site) -> Iterator[dict[str, Any]]:
-        return fastest_first(self, site, grid(rows=row_settings(site.shapes["x"][0])))
 
     def reference(self, inputs: Arrays, attrs: dict[str, Any]) -> Arrays:
         return {"y": inputs["x"] @ inputs["w"].T + inputs.get("b", 0.0)}

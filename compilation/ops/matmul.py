@@ -37,7 +37,7 @@ class Matmul(Product):
     """y (N, O) = a (N, K) b (K, O)."""
 
     name, symbol, indices = "matmul", "vt_matmul", "a: n k, b: k o -> y: n o"
-    layout, rowwise = {"b": "rows", "y": "rows"}, ("a",)
+    layout = {"b": "rows", "y": "rows"}
     gradients = {"a": ("matmul_nt", "dy", "b"), "b": ("matmul_tn", "a", "dy")}
 
 
@@ -55,5 +55,5 @@ class MatmulNT(Product):
     """y (N, O) = a b^T, a (N, K), b (O, K)."""
 
     name, symbol, indices = "matmul_nt", "vt_matmul_nt", "a: n k, b: o k -> y: n o"
-    layout, turned, rowwise = {"a": "panel", "y": "panel"}, (False, True), ("a",)
+    layout, turned = {"a": "panel", "y": "panel"}, (False, True)
     gradients = {"a": ("matmul", "dy", "b"), "b": ("matmul_tn", "dy", "a")}

@@ -26,7 +26,7 @@ class LayerNorm(Op):
     inputs, outputs = (tile("x"), vector("gamma", True), vector("beta", True)), (tile("y"),)
     indices, layout = "x: n h*[d], gamma: [d], beta: [d] -> y: n h*[d]", {"x": "rows"}
     attrs, legal, sized = {"eps": (float, 1e-6), "heads": (int, 1)}, {"heads": COUNT}, {"h": "heads"}
-    inplace, rowwise, shifts = {"y": "x"}, ("x",), ("beta",)
+    inplace, shifts, effort = {"y": "x"}, ("beta",), 5
 
     def check(self, site: Site) -> None:
         check_eps(self.attr(site, "eps"))
@@ -55,7 +55,7 @@ class LayerNormGrad(Op):
     adds, layout = ("d_gamma", "d_beta"), {"x": "rows", "dy": "rows", "d_x": "rows"}
     linear = {"dy": ("d_x", "d_gamma", "d_beta")}
     attrs, legal, sized = {"eps": (float, 1e-6), "heads": (int, 1)}, {"heads": COUNT}, {"h": "heads"}
-    inplace = {"d_x": "dy"}
+    inplace, effort = {"d_x": "dy"}, 10
     needed_for = {"x": ("d_x", "d_gamma"), "gamma": ("d_x",)}
 
     def check(self, site: Site) -> None:

@@ -107,32 +107,6 @@ def attention_grad(i: Arrays, heads: int, scale: float = 0.0) -> dict[str, Array
     return made
 
 
-def _unpacked(qkv: Array) -> dict[str, Array]:
-    return dict(zip("qkv", np.split(qkv, 3, 1), strict=True))
-
-
-def packed_attention(qkv: Array, heads: int) -> Array:
-    return attention(_unpacked(qkv), heads)
-
-
-def packed_attention_grad(qkv: Array, dy: Array, heads: int) -> Array:
-    i = {**_unpacked(qkv), "dy": dy}
-    made = attention_grad({**i, **attention_statistics(i, heads)}, heads)
-    return np.concatenate([made[f"d_{s}"] for s in "qkv"], 1)
-
-
-def gram(x: Array, a: Array, b: Array) -> Array:
-    return x @ (x.T @ a) @ b / x.shape[1]
-
-
-def gram_grad(x: Array, a: Array, b: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """d_x, d_a, d_b."""
-    u, g = x.T @ a, dy / x.shape[1]
-    e = g @ b.T
-    du = x.T @ e
-    return e @ u.T + a @ du.T, x @ du, (x @ u).T @ g
-
-
 def cross_entropy(logits: Array, label: int) -> float:
     m = float(logits.max())
     return float(np.log(np.exp(logits - m).sum()) + m - logits.reshape(-1)[label])

@@ -40,13 +40,6 @@ def _move_one(program: Program, rows: Rows, sole: bool) -> bool:
         if above is None or above.op not in REGISTRY or list(above.outputs.values()) != [source] \
                 or (uses[source] == 1) != sole:
             continue
-        if "q_rows" in above.attrs:         # of the streamed attention, which is no region yet
-            if row == 0 and sole and above.attrs["q_rows"] > 1:
-                program.replace_call(above, replace(above, attrs={**above.attrs, "q_rows": 1}, outputs=take.outputs))
-                program.replace_call(take)
-                del program.tensors[source]
-                return True
-            continue
         slots = _by_row(REGISTRY[above.op], above)
         if slots and (sole or all((above.inputs[s], row) in rows for s in slots)):
             _through(program, rows, take, above, slots, sole)
@@ -57,7 +50,7 @@ def _move_one(program: Program, rows: Rows, sole: bool) -> bool:
 def _by_row(op: Op, call: Call) -> list[str]:
     """The input slots of which row i is read for row i of the result, and no other; none if other rows are, too."""
     if not op.leaf:
-        return list(op.rowwise)
+        return []
     slot, = call.outputs
     axes = op.line.axes
     first = axes[slot][0]

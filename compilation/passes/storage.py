@@ -8,6 +8,7 @@ from compilation.memory.liveness import lifetimes, live_bytes, padded
 from compilation.ops.base import Setting
 from compilation.passes.rewrite import fresh, site
 from compilation.program import VIEW, Call, Program, Role, Tensor
+from compilation.target import Target
 from compilation.types import BYTES, Type
 
 
@@ -37,24 +38,24 @@ def share_storage(program: Program) -> None:
                 end[root.name] = max(end.get(root.name, -1), last[source.name], last[result.name])
 
 
-def kernel_settings(program: Program, call: Call) -> list[Setting]:
+def kernel_settings(program: Program, call: Call, target: Target) -> list[Setting]:
     """The schedule settings of a call, fastest first, with the bytes of scratch as they are placed.
 
     Calls that look alike to their operation share the answer.
     """
     op, where = program.op(call), site(program, call)
     fixed = sorted((k, v) for k, v in where.attrs.items() if k not in op.schedule)
-    key = (op.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.updates),
+    key = (op.name, target.name, *map(str, (sorted(where.shapes.items()), fixed, sorted(where.wants), sorted(where.updates),
                                sorted(where.parts.items()))))
     if key not in _SETTINGS:
-        _SETTINGS[key] = [s._replace(scratch=padded(s.scratch)) for s in op.settings(where)]
+        _SETTINGS[key] = [s._replace(scratch=padded(s.scratch)) for s in op.settings(where, target)]
     return _SETTINGS[key]
 
 
 _SETTINGS: dict[tuple[str, ...], list[Setting]] = {}
 
 
-def tune(program: Program, capacity: int | None) -> int:
+def tune(program: Program, capacity: int | None, target: Target) -> int:
     """Give every call the fastest settings whose scratch fits beside what lives during it, and its scratch tensor.
 
     capacity: bytes of the arena; None for the fastest settings whatever they need. Calls that cannot fit get the
@@ -63,7 +64,7 @@ def tune(program: Program, capacity: int | None) -> int:
     live = live_bytes(program, lifetimes(program))
     for i, call in enumerate(program.calls):
         if program.has_op(call):
-            options = kernel_settings(program, call)
+            options = kernel_settings(program, call, target)
         else:           # the long tail has no settings, only its work memory
             options = [Setting({}, padded(int(call.attrs["work_bytes"])), 0, 0)] if call.attrs.get("work_bytes") else []
         if not options:

@@ -15,6 +15,7 @@ from compilation.passes.checkpoints import Part
 from compilation.passes.rewrite import site
 from compilation.passes.storage import kernel_settings
 from compilation.program import ARENA_ROLES, VIEW, Call, Program, Role
+from compilation.target import Target
 
 MOVABLE = {Role.ACTIVATION, Role.GRADIENT}
 
@@ -38,8 +39,8 @@ Step = tuple[Load, list[str], list[str]]    # a call, and the tensors that it re
 class Scales:
     """Weighs orders of one Program's calls."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, target: Target) -> None:
+        self.program, self.target = program, target
         self.root: dict[str, str] = {}          # through views
         for c in program.calls:
             if c.op == VIEW:
@@ -73,10 +74,10 @@ class Scales:
                                    and self._movable(result.name)):
                 pairs.append((made.index(out), read.index(into), call.op == VIEW))
         if self.program.has_op(call):
-            settings = [(s.scratch, s.macs, s.time) for s in kernel_settings(self.program, call)]
+            settings = [(s.scratch, s.macs, s.time) for s in kernel_settings(self.program, call, self.target)]
         else:
             settings = [(padded(int(call.attrs.get("work_bytes", 0))), int(call.attrs.get("macs", 0)),
-                         call_time(self.program, call))]
+                         call_time(self.program, call, self.target))]
         sizes = tuple(padded(tensors[t].bytes) for _, t in makes)
         return Load(tuple(t for _, t in reads), tuple(t for _, t in makes), sizes, tuple(pairs), tuple(settings))
 

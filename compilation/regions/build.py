@@ -16,6 +16,8 @@ def build(work: Statements, schedule: Schedule) -> Builder:
     builder = Builder(work, schedule).build()
     if "wait" in schedule.choices:
         kept = [i for found in builder.instances.values() for i in found if i.kept and i.path]
+        if not kept:
+            raise NoNestError("nothing is kept")
         builder.schedule = Schedule(schedule.loops, schedule.choices - {"wait"})
         for block in dict.fromkeys(i.path[0] for i in kept):
             _cut(builder, block)

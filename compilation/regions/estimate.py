@@ -7,10 +7,12 @@ at once, and a finished nest is a combination of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 import numpy as np
 
 from compilation.regions.nest import EARLY, Block, Placed
+from compilation.target import Extent, Numbers, Target
 
 Steps = dict[int, np.ndarray]       # id of a loop -> its step, in each combination
 
@@ -28,13 +30,13 @@ def own_steps(root: Block) -> Steps:
     """The steps that the loops have: one combination."""
     steps: Steps = {}
     for b in blocks(root):
-        steps[id(b)] = capped(b, np.array([b.step]), steps)
+        steps[id(b)] = own_step(b, np.array([b.step]), steps)
     return steps
 
 
-def capped(b: Block, own: np.ndarray, steps: Steps) -> np.ndarray:
-    """The steps that a loop takes, where it is given these."""
-    return own if b.part else np.minimum(own, extent(b, steps, len(own)))
+def own_step(b: Block, given: np.ndarray, steps: Steps) -> np.ndarray:
+    """The steps that a loop takes of those that are given."""
+    return given if b.part else np.minimum(given, extent(b, steps, len(given)))
 
 
 def extent(b: Block, steps: Steps, count: int) -> np.ndarray:
@@ -57,26 +59,40 @@ def window(p: Placed, steps: Steps) -> dict[str, np.ndarray]:
     return found
 
 
-def work(order: Iterable[Placed], steps: Steps, count: int) -> tuple[np.ndarray, np.ndarray]:
+def work(order: Iterable[Placed], steps: Steps, count: int, target: Target) -> tuple[np.ndarray, np.ndarray]:
     """(multiply-accumulates, estimated time in those of full tiles) of all statements, in each combination."""
     macs, time = np.zeros(count, dtype=np.int64), np.zeros(count)
+    tiles: dict[int, np.ndarray] = {}
     for p in order:
-        s = p.statement
-        times = np.ones(count, dtype=np.int64)         # how often each element is made: the tiles of loops along others
-        whole, made = 1, np.ones(count, dtype=np.int64)     # of how many elements it makes how many
-        for b in p.path:
-            if b.label not in s.touches():
-                times *= -(-extent(b, steps, count) // steps[id(b)])
-            elif b.part and b.label is not None:
-                whole, made = whole * b.label.size, made * extent(b, steps, count)
-        macs += s.macs * times * made // whole
-        time += times * (s.macs * price(p, steps, count) if s.macs else s.elements) * made / whole
+        s, path = p.statement, p.path
+        for b in path:
+            if id(b) not in tiles:
+                tiles[id(b)] = -(-extent(b, steps, count) // steps[id(b)])
+        own = s.touches()
+        calls = prod([tiles[id(b)] for b in path])
+        times = prod([tiles[id(b)] for b in path if b.label not in own])     # how often each element is made
+        share: Numbers = 1.0                           # of its elements, where loops walk parts of a label
+        for b in path:
+            if b.label in own and b.part and b.label is not None:
+                share = share * extent(b, steps, count) / b.label.size
+        if s.macs:
+            results = sum(size * prod([tiles[id(b)] for b in path if b.label not in labels])
+                          for size, labels in s.results)
+            macs += np.rint(s.macs * times * share).astype(np.int64)
+            time += target.time(s.macs * s.op.slow * times * share * _price(p, steps, target), results * share, calls)
+        else:
+            time += target.time(0, s.elements * times * share, calls, s.op.effort)
     return macs, np.rint(time).astype(np.int64)
 
 
-def price(p: Placed, steps: Steps, count: int) -> np.ndarray:
-    """What a multiply-accumulate costs in tiles of this size, against one in large ones."""
-    rate = np.ones(count)
-    for size in window(p, steps).values():
-        rate *= 1 + 3 / size
-    return rate
+def _price(p: Placed, steps: Steps, target: Target) -> Numbers:
+    """What a multiply-accumulate takes in the tiles of a product."""
+    s = p.statement
+    if not s.grain:
+        return 1.0
+    walked: list[Extent] = []
+    for a in s.grain:
+        inside = [b for b in p.path if a.label is not None and b.label is a.label]
+        outer = [a.size, *(np.minimum(a.size, steps[id(b)] * a.factor) for b in inside)]
+        walked.append((outer[-2] if inside else a.size, outer[-1]))
+    return target.product(*walked)

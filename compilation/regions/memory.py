@@ -18,10 +18,11 @@ from compilation.memory.liveness import ALIGNMENT, padded
 from compilation.memory.placement import Item, bound_of, place
 from compilation.ops.base import Site
 from compilation.regions.estimate import own_steps, work
+from compilation.regions.labels import Along
 from compilation.regions.loops import ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.nest import EARLY, LAST, Block, Builder, Instance, NoNestError, Path, Placed
-from compilation.regions.statements import Along
 from compilation.regions.strips import Ahead, find_strips
+from compilation.target import Target
 from compilation.types import BYTES, SUM, Type
 
 
@@ -61,6 +62,7 @@ class Layout:
     order: list[Placed] = field(default_factory=list)
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)     # of blocks and statements: first and last position
     storages: dict[int, Storage] = field(default_factory=dict)          # id of the instance -> its storage
+    _work: dict[Target, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._number(self.builder.root)
@@ -273,11 +275,12 @@ class Layout:
         """Bytes that live at once at the worst place: no placement is smaller."""
         return bound_of(self.items)
 
-    @cached_property
-    def work(self) -> tuple[int, int]:
+    def work(self, target: Target) -> tuple[int, int]:
         """(multiply-accumulates, estimated time in those of full tiles)."""
-        macs, time = work(self.order, own_steps(self.builder.root), 1)
-        return int(macs[0]), int(time[0])
+        if target not in self._work:
+            macs, time = work(self.order, own_steps(self.builder.root), 1, target)
+            self._work[target] = int(macs[0]), int(time[0])
+        return self._work[target]
 
     # -- plain data ----------------------------------------------------------------------------------------
     def nest(self) -> Nest:
@@ -345,9 +348,9 @@ class Layout:
         for slot, instance in p.writes.items():
             if slot not in p.statement.op.adds:
                 continue
-            axes = {a.label for a in instance.along}
+            axes = {a.label for a in p.statement.along(slot)}       # a sum, made whole, has none
             home = self.storages[id(instance)].home
-            if instance.tensor in self.builder.sums:
+            if instance.tensor in self.builder.sums and instance.writes[0][0] is not p:
                 found[slot] = ()
             elif over := [b.name for b in p.path[len(home):] if b.label not in axes
                           and self.builder.sums_over(p.statement, b)]:

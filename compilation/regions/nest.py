@@ -15,12 +15,15 @@ from math import prod
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
 from compilation.program import Call
+from compilation.regions.labels import Along, Label
 from compilation.regions.loops import PANEL, ROWS
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Along, Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements, is_cheap
+from compilation.regions.sums import takes_shares
+from compilation.target import TILES
 
 EARLY, LAST = "early", "last"
-USUAL = 16      # elements of a tile, where a choice must not depend on how large it is
+USUAL = TILES[0]      # elements of a tile, where a choice must not depend on how large it is
 
 
 class NoNestError(ValueError):
@@ -31,7 +34,7 @@ class NoNestError(ValueError):
 class Block:
     """A loop under construction; the root has no label. tile: the loop walks a block of the same label.
 
-    part: LAST, it has the last tile of its index alone; EARLY, all others.
+    part: LAST, it has the last tile of its index alone; EARLY, all others. times: how many of the schedule's steps are one.
     """
 
     label: Label | None
@@ -41,6 +44,7 @@ class Block:
     items: list[Block | Placed] = field(default_factory=list)
     name: str = ""
     part: str = ""
+    times: int = 1
 
     def length(self, extent: int, step: int) -> int:
         """How much it walks of an index, in steps."""
@@ -96,13 +100,11 @@ class Builder:
     def __init__(self, work: Statements, schedule: Schedule) -> None:
         self.work, self.schedule = work, schedule
         by_name = {x.name: x for x in work.labels}
-        seen: dict[str, int] = {}
         self.loops: list[tuple[Label, int, bool]] = []      # label, step, whether it walks a block
         for name, step in schedule.loops:
             if name not in by_name:
                 raise NoNestError(f"the region has no label {name}")
-            self.loops.append((by_name[name], min(step, seen.get(name, by_name[name].size)), name in seen))
-            seen[name] = step
+            self.loops.append((by_name[name], min(step, by_name[name].size), by_name[name] in [x for x, _, _ in self.loops]))
         names = [n for n, _ in schedule.loops]
         self.blocked = {by_name[n] for n in names if names.count(n) > 1}
         self.root = Block(None, 0, False, None)
@@ -281,31 +283,45 @@ class Builder:
         return self.slots[name]
 
     # -- opening loops ---------------------------------------------------------------------------------
-    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None) -> Block:
-        """The innermost of these loops under `block`: shared with one that is there, or new. before: the open loop."""
+    def open(self, block: Block, loops: Iterable[tuple[Label, int, bool]], s: Statement, before: Block | None,
+             apart: bool = False) -> Block:
+        """The innermost of these loops under `block`: shared with one that is there, or (always, if `apart`) new.
+
+        before: the open loop.
+        """
         for label, step, tile in loops:
             if not tile and label not in self.blocked and label.limit and step > label.limit:
                 raise NoNestError(f"tiles of {label.name} have at most {label.limit} elements")
             end = block.items.index(before) if before in block.items else len(block.items)
-            found = None
-            for at in range(end - 1, -1, -1):
+            times = self._times(s, label, tile)
+            outer = [b.step for b in block.path if b.label is label]
+            found, step = None, min(step * times, *outer, label.size)
+            for at in range(end - 1, -1, -1) if not apart else ():
                 item = block.items[at]
                 if isinstance(item, Block) and (item.label, item.step, item.tile) == (label, step, tile) \
                         and self._may_join(s, item, block.items[at + 1:end]):
                     found = item
                     break
             if found is None:
-                found = Block(label, step, tile, block)
+                found = Block(label, step, tile, block, times=times)
                 block.items.insert(end, found)
             block, before = found, None
         return block
+
+    def _times(self, s: Statement, label: Label, tile: bool) -> int:
+        """How many blocks at once a statement takes that has fewer tensors of a block than others have: so many fit."""
+        if tile or label not in self.blocked or not (s.op.joint or s.op.carried):
+            return 1
+        most = max(_of_block(x, label) for x in self.work.all if x.op.joint or x.op.carried)
+        return most // (_of_block(s, label) or most)
 
     def _may_join(self, s: Statement, block: Block, later: Sequence[Block | Placed]) -> bool:
         """Whether a statement may stand in a loop that is there: nothing it is made of is still being summed there, or is
         needed whole along it, or is made after it."""
         behind = {p for item in later for p in placed_in(item)}
-        if s.update and not s.makes and any(t == s.update and p.statement.takes(o) for p in behind
-                                              for o, t in p.statement.reads.items()):
+        if s.update and not s.makes and any(        # the parameter is read still, or its gradient is made
+                set(p.statement.makes.values()) & set(s.reads.values())
+                or any(t == s.update and p.statement.takes(o) for o, t in p.statement.reads.items()) for p in behind):
             return False
         for tensor in self._made_of(s):
             for instance in self._instances(tensor):
@@ -433,6 +449,8 @@ class Builder:
             if any(b.label not in axes or b.part for b in closed):
                 continue            # it was made over and over there, or is a share of a sum, or a part
             widened = {b.label for b in closed} & axes
+            if widened and source is not None and self._made_anew(source) and not _is_whole(instance, closed):
+                continue
             if not widened or widened - {b.label for b in mine}:
                 if instance.layout == PANEL and widened:
                     continue        # a panel holds the present tile's tokens only
@@ -453,7 +471,8 @@ class Builder:
 
     def _below(self, source: Statement, path: Path, open_: Path) -> tuple[Block, Path]:
         """The block that a statement goes to which is read in the loops `path`: in the innermost of them that it must be
-        in, in loops of its own below."""
+        in, in loops of its own below. What is cheap to make again and needed whole is made in the reader's, so that it
+        does not live beside all else that they make."""
         wanted = self.loops_of(source)
         matched, depth = 0, 0
         for i, block in enumerate(path):
@@ -462,11 +481,17 @@ class Builder:
                 matched, depth = matched + 1, i + 1
             elif (block.label, block.tile) in names[matched:]:
                 break
-        prefix = path[:depth]
+        apart = matched < len(wanted) and self._made_anew(source)
+        prefix = path if apart else path[:depth]
         at = prefix[-1] if prefix else self.root
         child = next((b for b in open_ if b.parent is at), None)
-        block = self.open(at, wanted[matched:], source, child)
+        block = self.open(at, wanted[matched:], source, child, apart)
         return block, open_ if block is at else block.path
+
+    def _made_anew(self, s: Statement) -> bool:
+        """Whether a statement is cheap, and made of nothing but the region's slots: each reader has one of its own."""
+        return is_cheap(s.op, s.site) and not set(s.reads.values()) & self.work.sums.keys() \
+            and all(map(self._made_anew, s.sources.values()))
 
     def _complete(self, source: Statement, out: str, path: Path) -> Path:
         """As many of these loops as the tensor may be made in so that it is complete where it is read: none that it is
@@ -498,8 +523,8 @@ class Builder:
             placed.reads["x"] = known
         placed.reads["x"].reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(tensor, along, want, block.path)
-        instance.writes.append((placed, "y"))
+        shares = placed.reads["x"].shares & set(block.path)
+        instance = Instance(tensor, along, want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(tensor, along), []).append(instance)
         return instance
@@ -513,7 +538,8 @@ class Builder:
         placed = Placed(copy, block, {"x": found})
         found.reads.append((placed, "x"))
         self._insert(block, placed, inside)
-        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")])
+        shares = found.shares & set(block.path)
+        instance = Instance(found.tensor, s.along(slot), want, block.path, writes=[(placed, "y")], shares=shares)
         placed.writes["y"] = instance
         self.instances.setdefault(self._key(found.tensor, instance.along), []).append(instance)
         return instance
@@ -525,8 +551,8 @@ class Builder:
         return self.sums[tensor]
 
     def _sums(self, tensors: Sequence[str], open_: Path) -> None:
-        """Tensors that several statements add to, filled with zeros and complete: the first terms of all, then the
-        second."""
+        """Tensors that stand whole, complete: the first terms of all, then the second. The first term writes where it comes
+        before the others everywhere; else zeros are filled in."""
         new = [t for t in tensors if t not in self.sums]
         for tensor in new:
             term = self.work.sums[tensor][0]
@@ -538,16 +564,24 @@ class Builder:
         terms = {tensor: self.work.sums[tensor] for tensor in new}
         for n in range(max(map(len, terms.values()), default=0)):
             for term in (ts[n] for ts in terms.values() if n < len(ts)):
-                self.place(term, self.open(self.root, self.loops_of(term), term, child))
+                block = self.open(self.root, self.loops_of(term), term, child)
+                self.place(term, block, open_ if block is self.root else ())
         for tensor, ts in terms.items():
-            if _begins(ts[0], tensor):
+            (first, _), *others = self.sums[tensor].writes
+            if _begins(ts[0], tensor) or all(self._precedes(first, p) for p, _ in others):
                 continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
             self.sums[tensor].writes.insert(0, (filled, "y"))
-            first = next(i for i, item in enumerate(self.root.items)
-                         if any(tensor in p.statement.makes.values() for p in placed_in(item)))
-            self.root.items.insert(first, filled)
+            at = next(i for i, item in enumerate(self.root.items)
+                      if any(tensor in p.statement.makes.values() for p in placed_in(item)))
+            self.root.items.insert(at, filled)
+
+    def _precedes(self, a: Placed, b: Placed) -> bool:
+        """Whether one comes before another in each iteration of the loops that both are in."""
+        n = _common(a.path, b.path)
+        items = (a.path[n - 1] if n else self.root).items
+        return items.index(a.path[n] if len(a.path) > n else a) < items.index(b.path[n] if len(b.path) > n else b)
 
     def _summed_loops(self, placed: Placed) -> list[Label]:
         """Of an update: the loops that its gradient is summed over."""
@@ -559,7 +593,12 @@ class Builder:
         """A gradient that was summed in a buffer is applied to its parameter."""
         (slot, instance), = made.writes.items()
         update = _updater(s, slot)
-        block = self.open(self.root, self.loops_of(update), update, None)
+        block, loops = self.root, self.loops_of(update)
+        for outer in made.path if s.op.slots[slot].kind == "matrix" else ():    # there is one window of it at a time
+            if (outer.label, outer.tile) not in [(x, tile) for x, _, tile in loops]:
+                break
+            block, loops = outer, [x for x in loops if (x[0], x[2]) != (outer.label, outer.tile)]
+        block = self.open(block, loops, update, None)
         read = next(slot for slot, t in update.reads.items() if t == instance.tensor)
         placed = Placed(update, block, {read: instance}, updates=True)
         for slot in update.reads.keys() - {read}:
@@ -569,8 +608,13 @@ class Builder:
 
 
 def _begins(term: Statement, tensor: str) -> bool:
-    """Whether a term writes the sum instead of adding to it."""
+    """Whether a term can only write the sum, not add to it."""
     return any(t == tensor and o not in term.op.adds for o, t in term.makes.items())
+
+
+def _of_block(s: Statement, label: Label) -> int:
+    """Tensors that a statement reads or makes along a label."""
+    return sum(any(a.label is label for a in s.along(slot)) for slot in (*s.reads, *s.makes))
 
 
 def placed_in(item: Block | Placed) -> Iterator[Placed]:
@@ -579,6 +623,11 @@ def placed_in(item: Block | Placed) -> Iterator[Placed]:
     else:
         for i in item.items:
             yield from placed_in(i)
+
+
+def _is_whole(instance: Instance, loops: Path) -> bool:
+    """Whether something reads it behind these loops, in which it is made."""
+    return any(not set(loops) & set(p.path) for p, _ in instance.reads)
 
 
 def _common(a: Path, b: Path) -> int:

@@ -12,6 +12,7 @@ from compilation.regions.loops import Nest
 from compilation.regions.memory import Layout
 from compilation.regions.search import Option, options, pruned
 from compilation.regions.statements import Statements, statements
+from compilation.target import CORTEX_M, Target
 
 if TYPE_CHECKING:
     from compilation.regions.region import Region
@@ -26,12 +27,12 @@ class Space:
     over: tuple[tuple[str, str], ...]
 
 
-def space(region: Region, site: Site) -> Space:
+def space(region: Region, site: Site, target: Target = CORTEX_M) -> Space:
     """The schedules worth having. Where letting a result take an input's place is worth more than what the schedules that
     cannot save, those are left out."""
-    key = _key(region, site)
+    key = (*_key(region, site), target)
     if key not in _SPACES:
-        found = options(lambda split: _statements(region, site, split))
+        found = options(lambda split: _statements(region, site, split), target)
         least = min(o.scratch for o in found)
         over: list[tuple[str, str]] = []
         for pair in sorted({p for o in found for p in o.over}):

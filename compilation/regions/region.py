@@ -11,8 +11,9 @@ from compilation.ops import REGISTRY
 from compilation.ops.base import Arrays, Op, Setting, Site, Slot
 from compilation.program import Program, Role
 from compilation.regions import plan
+from compilation.regions.calls import needed
 from compilation.regions.loops import Nest
-from compilation.regions.statements import needed
+from compilation.target import HOST, Target
 from compilation.types import Type
 
 PREFIX = "region."
@@ -79,14 +80,17 @@ class Region(Op):
                 for r, t in made.items()}
 
     # what it costs -----------------------------------------------------------------------------------------
-    def settings(self, site: Site) -> list[Setting]:
-        return [Setting({"schedule": o.schedule}, o.scratch, o.macs, o.time) for o in plan.space(self, site).options]
+    def settings(self, site: Site, target: Target) -> list[Setting]:
+        return [Setting({"schedule": o.schedule}, o.scratch, o.macs, o.time) for o in plan.space(self, site, target).options]
 
     def macs(self, site: Site) -> int:
-        return plan.layout(self, site).work[0]
+        return plan.layout(self, site).work(HOST)[0]      # the same on every core
 
-    def time(self, site: Site) -> int:
-        return plan.layout(self, site).work[1]
+    def time(self, site: Site, target: Target) -> int:
+        found = plan.space(self, site, target).options
+        schedule = site.attrs.get("schedule") or found[0].schedule
+        known = next((o.time for o in found if o.schedule == schedule), None)
+        return plan.layout(self, site, schedule).work(target)[1] if known is None else known
 
     def scratch(self, site: Site) -> int:
         return plan.nest(self, site).scratch

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -17,16 +18,16 @@ from compilation.memory.liveness import ALIGNMENT
 from compilation.ops.base import Op
 from compilation.program import Role
 from compilation.regions.build import build
-from compilation.regions.estimate import Steps, blocks, capped, window
+from compilation.regions.estimate import Steps, blocks, own_step, window
 from compilation.regions.estimate import work as steps_work
+from compilation.regions.labels import FEW, Label
 from compilation.regions.memory import Layout
 from compilation.regions.nest import Block, NoNestError, Placed
 from compilation.regions.schedule import Schedule
-from compilation.regions.statements import Label, Statement, Statements, takes_shares
+from compilation.regions.statements import Statement, Statements
+from compilation.regions.sums import takes_shares
+from compilation.target import FEATURES, TILES, Target
 
-TOKENS = (16, 8, 4, 2, 1)           # token tiles that are tried
-FEATURES = (128, 64, 32, 16, 4, 1)  # feature tiles
-FEW = 16                            # what has no more elements is not tiled where tiles of tokens are
 WORTH = 0.005                       # the share of time that more scratch has to save
 
 
@@ -42,7 +43,7 @@ class Option:
     over: frozenset[tuple[str, str]]
 
 
-def options(make: Callable[[bool], Statements]) -> list[Option]:
+def options(make: Callable[[bool], Statements], target: Target) -> list[Option]:
     """Every schedule that was tried. make: split or not -> Statements."""
     found: list[Option] = []
     for split in (False, True):
@@ -50,7 +51,7 @@ def options(make: Callable[[bool], Statements]) -> list[Option]:
         if split and not _may_split(work):
             continue
         for structure in _structures(work, split):
-            found += _evaluate(work, structure)
+            found += _evaluate(work, structure, target)
     return found
 
 
@@ -94,10 +95,13 @@ def _structure(work: Statements, outside: list[Label], inside: list[Label], toke
     steps: list[tuple[int, ...]] = []
 
     def features(labels: list[Label]) -> None:
+        alike: dict[tuple[int, bool], list[Label]] = {}     # those of one size are taken in the same steps
         for x in labels:
-            sizes = (1,) if _factor(work, x) > 1 else tuple(sorted({min(s, x.size) for s in FEATURES}, reverse=True))
-            loops.append((x.name, sizes[0]))
-            axes.append(((x.name, False),))
+            alike.setdefault((x.size, _factor(work, x) > 1), []).append(x)
+        for (size, head), group in alike.items():
+            sizes = (1,) if head else tuple(sorted({min(s, size) for s in FEATURES}, reverse=True))
+            loops.extend((x.name, sizes[0]) for x in group)
+            axes.append(tuple((x.name, False) for x in group))
             steps.append(sizes)
 
     features(outside)
@@ -107,11 +111,11 @@ def _structure(work: Statements, outside: list[Label], inside: list[Label], toke
             loops.append((x.name, sizes[0]))
             axes.append(((x.name, False),))
             steps.append(tuple(sizes))
-    nominal = 1 if one else 16
+    nominal = 1 if one else TILES[0]
     for x in (*tokens, *keys):
         loops.append((x.name, nominal))
     axes.append(tuple([(x.name, False) for x in tokens] + [(x.name, blocked) for x in keys]))
-    steps.append((1,) if one else tuple(t for t in TOKENS if t > 1))
+    steps.append((1,) if one else tuple(t for t in TILES if t > 1))
     features(inside)
     return Structure(Schedule(tuple(loops), choices), tuple(axes), tuple(steps))
 
@@ -152,11 +156,13 @@ def _is_token(work: Statements, label: Label) -> bool:
 
 
 def _is_long(work: Statements, label: Label) -> bool:
-    """Whether a tile of it is less than all: it has many elements, or a tensor has it and no rows of tokens."""
+    """Whether a tile of it is less than all: it has many elements, or a matrix has it and no rows of tokens."""
     if label.size > FEW or _factor(work, label) > 1:
         return True
-    cut = [[a.label for a in s.along(slot)] for s in work.all for slot, t in s.makes.items() if t not in _ends(work)]
-    return any(label in axes and not any(x and (x.carried or _is_token(work, x)) for x in axes) for axes in cut)
+    inner = {t for s in work.all for t in s.makes.values()} - _ends(work) - set(work.results)
+    cut = [s.along(slot) for s in work.all for slot, t in s.makes.items() if t in inner]
+    return any(prod(a.size for a in axes) > FEW * label.size for axes in cut if label in [a.label for a in axes]
+               and not any(a.label and (a.label.carried or _is_token(work, a.label)) for a in axes))
 
 
 def _factor(work: Statements, label: Label) -> int:
@@ -166,8 +172,11 @@ def _factor(work: Statements, label: Label) -> int:
 
 
 def _subsets(features: list[Label]) -> Iterator[list[Label]]:
-    for chosen in product((True, False), repeat=len(features)):
-        yield [f for f, c in zip(features, chosen, strict=True) if c]
+    """Some of them: all of one size, or none."""
+    sizes = list(dict.fromkeys(x.size for x in features))
+    for chosen in product((True, False), repeat=len(sizes)):
+        outside = {size for size, c in zip(sizes, chosen, strict=True) if c}
+        yield [x for x in features if x.size in outside]
 
 
 def _may_split(work: Statements) -> bool:
@@ -190,7 +199,7 @@ def _choices(work: Statements, blocked: bool, outside: bool, split: bool) -> Ite
             yield frozenset([*words, *(["split"] * split)])
 
 
-def _evaluate(work: Statements, structure: Structure) -> list[Option]:
+def _evaluate(work: Statements, structure: Structure, target: Target) -> list[Option]:
     """The options of one structure, at every combination of its steps."""
     try:
         layout = Layout(build(work, structure.schedule))
@@ -201,7 +210,7 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
     step: Steps = {}
     for b in blocks(layout.builder.root):
         assert b.label is not None
-        step[id(b)] = capped(b, combos[:, columns[(b.label.name, b.tile)]], step)
+        step[id(b)] = own_step(b, combos[:, columns[(b.label.name, b.tile)]] * b.times, step)
     able = np.ones(len(combos), dtype=bool)
     for b in blocks(layout.builder.root):
         able &= _even(b, step)
@@ -216,7 +225,7 @@ def _evaluate(work: Statements, structure: Structure) -> list[Option]:
         peak[s.first:s.last + 1] += -(-size // ALIGNMENT) * ALIGNMENT
     for n, p in enumerate(layout.order):
         peak[n] += _scratch(layout, p, step, len(combos))
-    macs, time = steps_work(layout.order, step, len(combos))
+    macs, time = steps_work(layout.order, step, len(combos), target)
     scratch = peak.max(axis=0) if len(layout.order) else np.zeros(len(combos), dtype=np.int64)
     over = layout.over()
     out = []

@@ -9,42 +9,22 @@ the same tensor.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Op, Site
+from compilation.ops.indices import Axis
 from compilation.program import Call, Program, Role
+from compilation.regions.calls import normal_calls, with_copies
+from compilation.regions.labels import FEW, Along, Label, Union, factors, label_all, made_in, mixes
 from compilation.regions.loops import PANEL
+from compilation.regions.sums import Chain, chains, is_shared, merged
 from compilation.types import Type
 
-ADD = "add"     # the operation whose gradient is its input: n-ary sums are chains of it
-
-
-@dataclass(eq=False)
-class Label:
-    """An index of the region. size: elements; whole: it is not tiled; limit: most elements of a tile.
-
-    carried: some operation carries a state from tile to tile of it. What such operations make together with it is made in
-    blocks of it, larger than the tiles that others take.
-    """
-
-    name: str
-    size: int
-    whole: bool = False
-    limit: int = 0
-    carried: bool = False
-
-
-@dataclass(frozen=True)
-class Along:
-    """One axis of a tensor, by the label that runs along it: `factor` elements for each element of the label."""
-
-    label: Label | None         # None: never tiled
-    factor: int
-    size: int
+SMALL = 8       # how many times as large the region's largest token matrix is as what may stand beside it whole
 
 
 @dataclass(eq=False)
@@ -78,17 +58,15 @@ class Statement:
         return self._along[slot]
 
     def _axes(self, slot: str) -> tuple[Along, ...]:
-        sizes = self.sizes
-        found = []
-        for axis in self.op.axes(slot):
-            inner = axis.factor * (sizes[axis.inner] if axis.inner else 1)
-            size = axis.size(sizes)
-            if axis.index in self.labels:
-                label, factor = self.labels[axis.index]
-                found.append(Along(None if label.whole else label, inner * factor, size))
-            else:
-                found.append(Along(None, 1, size))
-        return tuple(found)
+        return tuple(self._along_axis(axis) for axis in self.op.axes(slot))
+
+    def _along_axis(self, axis: Axis) -> Along:
+        size = axis.size(self.sizes)
+        if axis.index not in self.labels:
+            return Along(None, 1, size)
+        label, factor = self.labels[axis.index]
+        inner = axis.factor * (self.sizes[axis.inner] if axis.inner else 1)
+        return Along(None if label.whole else label, inner * factor, size)
 
     def trained(self, slot: str) -> tuple[Along, ...]:
         """The axes of what there is of a slot: of a weight's gradient the trained part."""
@@ -125,8 +103,18 @@ class Statement:
 
     @cached_property
     def elements(self) -> int:
-        """Elements of its results."""
+        """What it goes through besides products (`Op.elements`)."""
         return self.op.elements(self.site)
+
+    @cached_property
+    def results(self) -> list[tuple[int, set[Label | None]]]:
+        """Elements of each result, and the labels of its axes."""
+        return [(prod(a.size for a in self.trained(slot)), {a.label for a in self.along(slot)}) for slot in self.makes]
+
+    @cached_property
+    def grain(self) -> tuple[Along, ...]:
+        """The axes along the lanes and the rows of its tiles, if it makes products."""
+        return tuple(self._along_axis(axis) for axis in self.op.grain(self.site.wants) or ())
 
 
 @dataclass
@@ -160,117 +148,6 @@ def is_cheap(op: Op, site: Site) -> bool:
     return op.leaf and op.macs(site) == 0 and not any(op.summed(s) for s in (o.name for o in op.outputs if not o.optional))
 
 
-def normal_calls(definition: Program, results: Iterable[str], split: bool) -> list[Call]:
-    """The calls that the wanted results need: one for each gradient, with what they lack put before them.
-
-    split: operations whose outputs are made together are split, too, by the axes of their outputs.
-    """
-    wanted = set(results)
-    calls = [c for call in needed(definition.calls, wanted) for c in with_before(call)]
-    calls = needed([c for call in calls for c in apart(call, split)], wanted)
-    return in_order(needed(remade(calls), wanted))
-
-
-def in_order(calls: list[Call]) -> list[Call]:
-    """The calls, each behind those that it reads from, otherwise as they were."""
-    made = {t: c for c in calls for t in c.outputs.values()}
-    out: list[Call] = []
-    done: set[int] = set()
-
-    def put(call: Call) -> None:
-        if id(call) not in done:
-            done.add(id(call))
-            for t in call.inputs.values():
-                if t in made:
-                    put(made[t])
-            out.append(call)
-
-    for call in calls:
-        put(call)
-    return out
-
-
-def needed(calls: Iterable[Call], wanted: set[str]) -> list[Call]:
-    """The calls, outputs and inputs that lead to what is wanted."""
-    calls = list(calls)
-    made = {t: i for i, c in enumerate(calls) for t in c.outputs.values()}
-    kept: dict[int, set[str]] = {}
-    left = list(wanted)
-    while left:
-        tensor = left.pop()
-        if tensor not in made or tensor in kept.setdefault(made[tensor], set()):
-            continue
-        kept[made[tensor]].add(tensor)
-        call = calls[made[tensor]]
-        left += _read_for(call, {s for s, t in call.outputs.items() if t in kept[made[tensor]]}).values()
-    out = []
-    for i in sorted(kept):
-        outputs = {s: t for s, t in calls[i].outputs.items() if t in kept[i]}
-        out.append(replace(calls[i], outputs=outputs, inputs=_read_for(calls[i], set(outputs))))
-    return out
-
-
-def _read_for(call: Call, outputs: set[str]) -> dict[str, str]:
-    """The inputs that are read for some of the outputs."""
-    rules = REGISTRY[call.op].needed_for
-    return {s: t for s, t in call.inputs.items() if s not in rules or set(rules[s]) & outputs}
-
-
-def with_before(call: Call) -> list[Call]:
-    """The call behind the one that makes the inputs it lacks."""
-    op = REGISTRY[call.op]
-    if op.before is None or any(s.name in call.inputs for s in REGISTRY[op.before].outputs):
-        return [call]
-    first = REGISTRY[op.before]
-    stem = next(iter(call.outputs.values()))
-    made = {s.name: f"{stem}.{s.name}" for s in first.outputs}
-    inputs = {s.name: call.inputs[s.name] for s in first.inputs if s.name in call.inputs}
-    attrs = {k: v for k, v in call.attrs.items() if k in first.attrs}
-    return [Call(first.name, inputs, made, attrs, where=call.where), replace(call, inputs={**call.inputs, **made})]
-
-
-def remade(calls: list[Call]) -> list[Call]:
-    """Where a gradient call can give the forward result of its own operation, too, the forward call is left out."""
-    out = list(calls)
-    for call in calls:
-        op = REGISTRY[call.op]
-        if any(set(op.free(g)) != set(op.free(s)) for g in op.remakes for s in call.outputs) \
-                and any(c is not call and c.op == call.op and c.inputs == call.inputs for c in calls):
-            continue                        # it was split, and another part has the same axes
-        forward = next((f for f in out if REGISTRY[f.op].gradient == op.name and all(
-            call.inputs.get(s) == t for s, t in f.inputs.items())), None) if op.remakes else None
-        if forward is not None and not ancestors(out, call) & set(forward.outputs.values()):
-            more = {g: forward.outputs[s] for g, s in op.remakes.items() if s in forward.outputs}
-            out = [replace(call, outputs={**call.outputs, **more}) if c is call else c for c in out if c is not forward]
-    return out
-
-
-def ancestors(calls: list[Call], call: Call) -> set[str]:
-    """The tensors that a call is computed from."""
-    made = {t: c for c in calls for t in c.outputs.values()}
-    found: set[str] = set()
-    left = list(call.inputs.values())
-    while left:
-        t = left.pop()
-        if t not in found:
-            found.add(t)
-            left += made[t].inputs.values() if t in made else []
-    return found
-
-
-def apart(call: Call, split: bool) -> list[Call]:
-    """One call for each output; of operations that make theirs together, one for all, or one for outputs of the same
-    axes."""
-    op = REGISTRY[call.op]
-    groups: dict[object, dict[str, str]] = {}
-    sinks_first = sorted(call.outputs.items(), key=lambda o: not op.slots[o[0]].sink)    # what comes last may take its place
-    for slot, tensor in sinks_first:
-        together = op.joint or op.carried
-        key: object = slot if not together else frozenset(op.free(slot)) if split else 0
-        groups.setdefault(key, {})[slot] = tensor
-    return [replace(call, outputs=g) for g in groups.values()] if len(groups) > 1 else [call]
-
-
 def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str, tuple[str, int]],
                updates: Iterable[str] = (), split: bool = False) -> Statements:
     """The statements for the wanted results. parts: of matrix slots, how much is trained (as `Site.parts`).
@@ -278,8 +155,31 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     updates: the results that are gradients of a parameter and applied to it at once.
     """
     types = {n: t.type for n, t in definition.tensors.items()}
-    calls = _with_copies(normal_calls(definition, results, split), set(results) - set(updates))
-    sums, calls = _merge_sums(calls, set(results), types)
+    calls = with_copies(normal_calls(definition, results, split), set(results) - set(updates), types)
+    found = chains(calls, results, types)
+    may = [c for c in found if is_shared(c, calls, results) and not _is_small(types[c.root], definition)]
+    shared = [c for c in may if not c.rest]
+    standing = [c for c in found if c.root in results]
+    if left := [c for c in found if c not in shared and c not in standing]:
+        trial = dict(types)
+        sums, others = merged(calls, standing, shared, trial)
+        left = _standing(_connected(definition, results, sums, others, trial, parts), left)
+        shared += [c for c in left if c in may]
+        standing += [c for c in left if c not in may]
+    sums, calls = merged(calls, standing, shared, types)
+    work = _connected(definition, results, sums, calls, types, parts)
+    for s in work.all:
+        name = next(iter(s.makes.values()))
+        if name in set(updates):
+            s.update = name.removeprefix("d_")
+    work.labels = label_all(work, _keep_whole(work))
+    work.makers = {t: s for s in work.all for t in s.makes.values() if t not in work.sums}
+    return work
+
+
+def _connected(definition: Program, results: tuple[str, ...], sums: set[str], calls: Iterable[Call],
+               types: dict[str, Type], parts: Mapping[str, tuple[str, int]]) -> Statements:
+    """The calls as statements that know what makes what they read."""
     plain = [_statement(c, types, parts) for c in calls]
     made: dict[str, list[Statement]] = {}
     for s in plain:
@@ -288,12 +188,6 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     terms = {t: sorted(ss, key=lambda s: s.adds) for t, ss in made.items() if t in sums}    # what cannot add comes first
     work = Statements(definition, results, types, terms, {}, [], [])
     _clone(plain, made, work)
-    for s in work.all:
-        name = next(iter(s.makes.values()))
-        if name in set(updates):
-            s.update = name.removeprefix("d_")
-    work.labels = _label(work)
-    work.makers = {t: s for s in work.all for t in s.makes.values() if t not in work.sums}
     return work
 
 
@@ -311,117 +205,6 @@ def _statement(call: Call, types: dict[str, Type], parts: Mapping[str, tuple[str
 def _made(op: Op, site: Site, slot: str) -> Type:
     inferred = op.infer(site)
     return inferred[slot] if slot in inferred else Type(op.line.shape(slot, op.bind(site)))
-
-
-def _with_copies(calls: list[Call], results: set[str]) -> list[Call]:
-    """A result that is made as a panel, or is read inside the region, too, is a copy of a tensor of the region's own."""
-    read = {t for c in calls for t in c.inputs.values()}
-    names: dict[str, str] = {}
-    copies = []
-    for c in calls:
-        op = REGISTRY[c.op]
-        for slot, t in c.outputs.items():
-            if t in results and not op.slots[slot].sink and (t in read or op.layout.get(slot) == PANEL):
-                names[t] = f"{t}.inner"
-                copies.append(Call("copy", {"x": names[t]}, {"y": t}, where=c.where))
-    renamed = [replace(c, inputs={s: names.get(t, t) for s, t in c.inputs.items()},
-                       outputs={s: names.get(t, t) for s, t in c.outputs.items()}) for c in calls]
-    return renamed + copies
-
-
-def _merge_sums(calls: list[Call], results: set[str], types: dict[str, Type]) -> tuple[set[str], list[Call]]:
-    """Additions become sums in one tensor, which the calls that make the terms add to.
-
-    What is not made by such calls comes first: one term that is written for the sum alone is written there; else the
-    others are added up, and the last addition writes there. What is made as a panel is copied there.
-    """
-    made = {t: c for c in calls for t in c.outputs.values()}
-    uses = Counter(t for c in calls for t in c.inputs.values())
-
-    def inner(tensor: str) -> bool:
-        """Whether a tensor is made for one reader alone."""
-        return tensor in made and uses[tensor] == 1 and tensor not in results
-
-    def can_add(tensor: str) -> bool:
-        return inner(tensor) and _slot(made[tensor], tensor) in REGISTRY[made[tensor].op].adds
-
-    def adder(tensor: str) -> bool:
-        """Whether what makes a tensor may add it to the sum."""
-        return can_add(tensor) and not REGISTRY[made[tensor].op].once & made[tensor].inputs.keys()
-
-    def panel(tensor: str) -> bool:
-        native = REGISTRY[made[tensor].op].layout.get(_slot(made[tensor], tensor))
-        return native == PANEL and types[tensor].shape[0] > 1
-
-    def terms_of(call: Call) -> tuple[list[str], list[Call]]:
-        """What is added up, and the additions."""
-        terms: list[str] = []
-        additions = [call]
-        for t in call.inputs.values():
-            below, more = terms_of(made[t]) if inner(t) and made[t].op == ADD else ([t], [])
-            terms, additions = terms + below, additions + more
-        return terms, additions
-
-    roots: dict[str, str] = {}          # term -> the sum that it is a part of
-    shared: set[str] = set()
-    gone: dict[int, list[Call]] = {}    # addition -> what stands in its place
-    for call in reversed(calls):
-        if call.op != ADD or id(call) in gone:
-            continue
-        terms, additions = terms_of(call)
-        root = call.outputs["y"]
-        adders = [t for t in terms if adder(t)]
-        rest = [t for t in terms if t not in adders]
-        if len(set(terms)) < len(terms) or not adders:
-            continue
-        if len(rest) == 1 and (not inner(rest[0]) or can_add(rest[0]) or panel(rest[0])):
-            rest.append(adders.pop(0))
-        if not adders:
-            continue
-        begun: list[Call] = []
-        for n, t in enumerate(rest[1:], 1):
-            name = root if n == len(rest) - 1 else f"{root}.{n}"
-            types[name] = types[root]
-            before = begun[-1].outputs["y"] if begun else rest[0]
-            begun.append(Call(ADD, {"a": before, "b": t}, {"y": name}, where=call.where))
-        gone |= {id(c): [] for c in additions} | {id(call): begun}
-        roots |= dict.fromkeys(adders if begun else terms, root)
-        readers = [(c, s) for c in calls for s, t in c.inputs.items() if t == root]
-        if not rest and root not in results and all(takes_shares(c, s) for c, s in readers):
-            shared.add(root)
-    out: list[Call] = []
-    sums = set(roots.values()) - shared
-
-    def put(c: Call) -> None:
-        """c: its outputs as they were."""
-        into = {t: roots[t] for t in c.outputs.values() if t in roots and roots[t] not in shared}
-        copied = {t for t in into if panel(t)}
-        out.append(replace(c, outputs={s: t if t in copied else into.get(t, t) for s, t in c.outputs.items()}))
-        out.extend(Call("copy", {"x": t}, {"y": into[t]}, where=c.where) for t in copied)
-
-    for c in calls:
-        out += gone.get(id(c), [])
-        slot = next((s for s, t in c.inputs.items() if t in shared), None)
-        if id(c) not in gone and slot is None:
-            put(c)
-        elif slot is not None:          # of each share
-            for t in (t for t, root in roots.items() if root == c.inputs[slot]):
-                outputs = {s: roots.get(o, o) for s, o in c.outputs.items()}
-                out.append(replace(c, inputs={**c.inputs, slot: t}, outputs=outputs))
-                sums.update(out[-1].outputs.values())
-    return sums, out
-
-
-def _slot(call: Call, tensor: str) -> str:
-    """The output slot that makes a tensor."""
-    return next(s for s, t in call.outputs.items() if t == tensor)
-
-
-def takes_shares(call: Call, slot: str) -> bool:
-    """Whether all that a call makes is linear in what it reads there, and can be summed: a linear map of a sum is the sum of
-    the maps."""
-    op = REGISTRY[call.op]
-    return all(o in op.linear.get(slot, ()) and o in op.adds for o in call.outputs)
 
 
 def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: Statements) -> None:
@@ -452,88 +235,96 @@ def _clone(plain: list[Statement], made: dict[str, list[Statement]], work: State
             work.all.append(s)
 
 
-class _Union:
-    """Indices that run along the same axis: each is a multiple of a root."""
+def _is_small(tensor: Type, definition: Program) -> bool:
+    """Whether a tensor may stand whole beside the region's token matrices."""
+    largest = max((t.bytes for t in definition.tensors.values() if t.role == Role.INPUT), default=0)
+    return tensor.bytes * SMALL <= largest
 
-    def __init__(self) -> None:
-        self.parent: dict[object, tuple[object, int]] = {}
-        self.whole: set[object] = set()
 
-    def find(self, node: object) -> tuple[object, int]:
-        """(root, elements of the node for each element of the root)."""
-        factor = 1
-        while node in self.parent:
-            node, f = self.parent[node]
-            factor *= f
-        return node, factor
+def _standing(work: Statements, found: Iterable[Chain]) -> list[Chain]:
+    """Of chains of additions in statements without these sums, those that are to be tensors that stand whole.
 
-    def same(self, a: object, fa: int, b: object, fb: int) -> None:
-        """Two axes are one: fa elements for each of a, fb for each of b."""
-        (ra, ga), (rb, gb) = self.find(a), self.find(b)
-        ea, eb = fa * ga, fb * gb
-        if ra == rb:
-            if ea != eb:
-                self.whole.add(ra)
-        elif ea % eb == 0:
-            self._under(rb, ra, ea // eb)
-        elif eb % ea == 0:
-            self._under(ra, rb, eb // ea)
+    They are where terms come along unlike indices, and where several terms are summed over loops that may be outside of the
+    tensor's own: each of them would stand whole there. Of the others a tile is made where it is read.
+    """
+    found = list(found)
+    adders = {id(s.call): s for s in work.all}
+    union = _keep_whole(work, {id(add) for chain in found for add in chain.adds})
+    makers = {t: s for s in work.all for t in s.makes.values()}
+    standing = []
+    for chain in found:
+        united = union.copy()
+        for add in chain.adds:
+            for slot in adders[id(add)].sources:
+                united.read(adders[id(add)], slot)
+        cut = _cut(work, united)
+        summed = [t for t in chain.terms if t in makers and cut & {
+            united.find((id(makers[t]), index))[0] for index in makers[t].op.summed(made_in(makers[t], t))}]
+        if len(summed) > 1 or _mixed(work, union, united):
+            standing.append(chain)
         else:
-            self.whole |= {ra, rb}
-
-    def _under(self, child: object, parent: object, factor: int) -> None:
-        self.parent[child] = (parent, factor)
-        if child in self.whole:
-            self.whole.add(parent)
+            union = united
+    return standing
 
 
-def _label(work: Statements) -> list[Label]:
-    union = _Union()
-    sizes: dict[object, int] = {}
-    limits: dict[object, int] = {}
+def _cut(work: Statements, union: Union) -> set[object]:
+    """The indices that the region's own tensors have, and which are no columns of its slots."""
+    own, outer = set(), set()
     for s in work.all:
-        for index, size in s.sizes.items():
-            node = (id(s), index)
-            sizes[node] = size
-            if index in s.op.line.whole:
-                union.whole.add(node)
-            if index in s.op.limit:
-                limits[node] = s.op.limit[index]
-    for s in work.all:
-        for slot, source in s.sources.items():
-            out = next(o for o, t in source.makes.items() if t == s.reads[slot])
-            for mine, its in zip(_factors(s, slot), _factors(source, out), strict=True):
-                if mine and its:
-                    union.same(*mine, *its)
-                elif mine or its:
-                    union.whole.add(union.find((mine or its)[0])[0])  # type: ignore[index]
-    whole = {union.find(n)[0] for n in union.whole}
-    labels: dict[object, Label] = {}
-    taken: Counter[str] = Counter()
-    loudest: dict[Label, int] = {}
-    for s in work.all:
-        for index in s.sizes:
-            root, factor = union.find((id(s), index))
-            if root not in labels:
-                labels[root] = Label(root[1], sizes[root], root in whole or sizes[root] == 1)  # type: ignore[index]
-            label = labels[root]
-            s.labels[index] = (label, factor)
-            speaks = len(s.op.line.axes) * (factor == 1)        # the widest operation on it gives the name
-            if speaks > loudest.get(label, 0):
-                loudest[label], label.name = speaks, index
-            label.carried |= index in s.op.carried
-            if (id(s), index) in limits:
-                limit = max(1, limits[(id(s), index)] // factor)
-                label.limit = min(label.limit or limit, limit)
-    tiled = [x for x in labels.values() if not x.whole]
-    for x in tiled:
-        taken[x.name] += 1
-        x.name += str(taken[x.name]) if taken[x.name] > 1 else ""
-    return tiled
+        for slot, t in (*s.reads.items(), *s.makes.items()):
+            inside = slot in s.sources or (slot in s.op.slots and t not in work.results and t not in s.reads.values())
+            nodes = [union.find(node[0])[0] for node in factors(s, slot) if node and s.sizes[node[0][1]] > FEW]
+            if inside:
+                own.update(nodes)
+            elif s.op.slots[slot].kind == "tile":
+                outer.update(nodes[1:])
+    return own - outer
 
 
-def _factors(s: Statement, slot: str) -> list[tuple[tuple[int, str], int] | None]:
-    """Axis by axis: (node of its index, elements for each element of the index); None for a number."""
-    sizes = s.sizes
-    return [((id(s), a.index), a.factor * (sizes[a.inner] if a.inner else 1)) if a.index else None
-            for a in s.op.axes(slot)]
+def _keep_whole(work: Statements, apart: Collection[int] = ()) -> Union:
+    """Unites the indices along the axes of what is made and read; returns them. apart: ids of calls that are left alone.
+
+    What several statements read makes their indices one. Where two indices of one operation would be one so, as those of
+    queries and keys that are made of one tensor of low rank, it stands whole instead, like a sum.
+    """
+    readers: dict[tuple[int, str], list[tuple[Statement, str]]] = {}
+    for s in work.all:
+        for slot, source in s.sources.items() if id(s.call) not in apart else ():
+            readers.setdefault((id(source), s.reads[slot]), []).append((s, slot))
+    union = Union()
+    for found in readers.values():
+        if len(found) == 1:
+            union.read(*found[0])
+    several = [found for found in readers.values() if len(found) > 1]
+    for found in sorted(several, key=lambda found: -work.types[found[0][0].reads[found[0][1]]].bytes):
+        united = union.copy()
+        for s, slot in found:
+            united.read(s, slot)
+        if _mixed(work, union, united):
+            _stand(work, found, united := union)
+        union = united
+    return union
+
+
+def _mixed(work: Statements, before: Union, after: Union) -> bool:
+    """Whether several indices of a statement became one."""
+    return any(mixes(s, after) and not mixes(s, before) for s in work.all)
+
+
+def _stand(work: Statements, readers: list[tuple[Statement, str]], union: Union) -> None:
+    """Make a tensor one that stands whole, in rows; a copy, where a panel is made, or others together with it."""
+    s, slot = readers[0]
+    source, tensor = s.sources[slot], s.reads[slot]
+    out = made_in(source, tensor)
+    for s, slot in readers:
+        del s.sources[slot]
+    term = source
+    if len(source.makes) > 1 or source.op.layout.get(out) == PANEL:
+        inner = f"{tensor}.inner"
+        work.types[inner] = work.types[tensor]
+        source.makes[out] = inner
+        term = _statement(Call("copy", {"x": inner}, {"y": tensor}, where=source.call.where), work.types, {})
+        term.sources["x"] = source
+        work.all.insert(work.all.index(source) + 1, term)
+        union.read(term, "x")
+    work.sums[tensor] = [term]

@@ -17,7 +17,7 @@ from compilation.ops.base import Site
 from compilation.program import Call, Program, Role, Tensor
 from compilation.tvm_adapter.keep import dtype_of, keep_call, relax_type
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, arrangement, shape_of, spelled
-from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
+from compilation.tvm_adapter.values import Concat, Constant, Many, Value, View, view_of
 from compilation.types import FROM_RELAX, Type
 
 
@@ -47,13 +47,11 @@ class ImageTensors:
 class Builder:
     """Emits calls and tensors. `where` is the module path of the layer being imported.
 
-    taken: names that belong to the model's parameters; a tensor of ours never gets one of them. leaves: everything is made
-    of operations on windows (attention of three tensors, products, windows of columns), for regions to be formed of.
+    taken: names that belong to the model's parameters; a tensor of ours never gets one of them.
     """
 
-    def __init__(self, name: str, taken: Collection[str] = (), leaves: bool = False) -> None:
+    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
         self.program = Program(name)
-        self.leaves = leaves
         self.producer: dict[str, Call] = {}     # tensor -> the call that makes it
         self.taken = frozenset(taken)
         self.where = ""
@@ -103,7 +101,7 @@ class Builder:
 
     def _rows(self, value: Any) -> str | None:
         """The tensor behind an activation, as a (rows, features) matrix; None for a parameter or a constant."""
-        if isinstance(value, GramProduct | Concat):
+        if isinstance(value, Concat):
             value = self._settle(value)
         if not isinstance(value, View) or value.parameter:
             return None
@@ -141,7 +139,7 @@ class Builder:
     def _pick_columns(self, value: View) -> str | None:
         """A view that is a window of the columns of a (rows, features) tensor, in order -> columns."""
         t = self.program.tensors[value.base]
-        if not self.leaves or len(t.shape) != 2 or not value.index.size or value.index.size % t.shape[0]:
+        if len(t.shape) != 2 or not value.index.size or value.index.size % t.shape[0]:
             return None
         n, width = t.shape
         flat = value.index.reshape(n, -1)
@@ -161,7 +159,7 @@ class Builder:
         """An activation as an arrangement of all elements of a (rows, features) tensor, each once: of the tensor behind it
         or of a window of that one's columns, cut out. None where it is something else."""
         value = self._settle(value)
-        if not self.leaves or not isinstance(value, View) or value.parameter or value.base == self.image.pixels:
+        if not isinstance(value, View) or value.parameter or value.base == self.image.pixels:
             return None
         shape = self.program.tensors[value.base].shape
         if len(shape) != 2 or not value.index.size or value.index.size % shape[0]:
@@ -186,13 +184,13 @@ class Builder:
         return name if name and value.index.size == features and value.shape[-1] == features else None
 
     def _settle(self, value: Any) -> Value:
-        """Turn a pending concatenation or Gram product into a tensor."""
+        """Turn a pending concatenation into a tensor."""
         if isinstance(value, Concat):
             if len(value.items) > 1 and value.sole:
                 self._take_prefix(value)
             if len(value.items) == 1:
                 return value.items[0]
-        if isinstance(value, Concat | GramProduct) and value.origin:
+        if isinstance(value, Concat) and value.origin:
             return self._tail(op_name(value.origin[0]), *value.origin)
         return value
 
@@ -215,7 +213,7 @@ class Builder:
         x = args[0] if args else None
         if name not in REARRANGEMENTS or (name == "take" and not isinstance(call.args[1], GenericConst)):
             return None
-        if isinstance(x, Concat | GramProduct):
+        if isinstance(x, Concat):
             x = self._settle(x)
         if isinstance(x, Constant):
             moved = REARRANGEMENTS[name](np.arange(x.value.size).reshape(x.shape), call)
@@ -281,11 +279,11 @@ class Builder:
                  and dtype_of(a.ty) == "int64" else a
                  for a in call.args]
         for i, a in enumerate(args):
-            if isinstance(a, Many) and all(isinstance(v, View | Constant | Concat | GramProduct) for v in a.items):
+            if isinstance(a, Many) and all(isinstance(v, View | Constant | Concat) for v in a.items):
                 inputs |= {f"in{i}.{j}": self._as_input(item) for j, item in enumerate(a.items)}
             elif isinstance(a, Constant) and a.uniform and (a.value.size == 1 or name in SPREADING):
                 given[i] = relax.const(a.value.reshape(-1)[0], str(a.value.dtype))
-            elif isinstance(a, View | Constant | Concat | GramProduct):
+            elif isinstance(a, View | Constant | Concat):
                 inputs[f"in{i}"] = self._as_input(a)
         out = self._tensor(f"{self.where}.{name}" if self.where else name, Type(shape_of(call), element))
         kept = relax.Call(call.op, given, call.attrs)

@@ -9,7 +9,7 @@ for is kept as a Relax call (`relax:<name>`) and goes through legalised TIR late
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from compilation.capture import Exported
 from compilation.capture.regions import STOP_GRADIENT, operation, path_of
 from compilation.errors import CaptureError, UnsupportedOperationError
+from compilation.ops import REGISTRY
 from compilation.passes.windows import split_windows
 from compilation.program import STOP, Program, Role, Tensor
 from compilation.tvm_adapter.builder import ImageTensors, op_name
@@ -41,10 +42,10 @@ def importable() -> frozenset[str]:
     return frozenset(k for k in ExportedProgramImporter().convert_map if isinstance(k, str)) - {"batch_norm.default"}
 
 
-def import_model(exported: Exported, name: str, leaves: bool = False) -> Program:
+def import_model(exported: Exported, name: str) -> Program:
     """The forward pass as a Program: INPUT tensors, one tensor a parameter, calls; `logits` is the result.
 
-    leaves: see `Builder`. Raises UnsupportedOperationError, naming the operation and its module path.
+    Raises UnsupportedOperationError, naming the operation and its module path.
     """
     for node in exported.program.graph.nodes:
         if node.op == "call_function" and node.target is not STOP_GRADIENT and node.target.__name__ not in importable():
@@ -63,7 +64,7 @@ def import_model(exported: Exported, name: str, leaves: bool = False) -> Program
                                 by: by.block_builder.emit(stop_gradient(by.env[node.args[0]]))})
         module, _ = relax.frontend.detach_params(module)
     nodes = {v: n for n, v in translator.env.items() if isinstance(v, relax.Var)}
-    importer = Importer(exported, module["main"], name, nodes, leaves)
+    importer = Importer(exported, module["main"], name, nodes)
     with door(UnsupportedOperationError, lambda: f"an operation in {importer.place}", REMEDY):
         return importer.run()
 
@@ -71,17 +72,16 @@ def import_model(exported: Exported, name: str, leaves: bool = False) -> Program
 class Importer(Recogniser):
     """One walk over the bindings of a Relax function. nodes: Relax variable -> the PyTorch node whose value it is."""
 
-    def __init__(self, exported: Exported, function: relax.Function, name: str, nodes: Mapping[Any, fx.Node],
-                 leaves: bool = False) -> None:
-        super().__init__(name, exported.argument_names.values(), leaves)
+    def __init__(self, exported: Exported, function: relax.Function, name: str, nodes: Mapping[Any, fx.Node]) -> None:
+        super().__init__(name, exported.argument_names.values())
         self.exported, self.function, self.nodes = exported, function, nodes
         self.handlers: dict[str, Callable[[relax.Call, list[Any]], Value | None]] = {
             "matmul": self.matmul, "add": self.add, "multiply": self.multiply, "divide": self.divide,
             "nn.layer_norm": self.layer_norm, "nn.gelu": self.gelu, "nn.gelu_tanh": self.gelu_tanh,
-            "nn.relu": self.relu, "nn.attention": self.attention, "nn.conv2d": self.conv2d,
+            "nn.attention": self.attention, "nn.conv2d": self.conv2d,
             "concat": self.concat, "mean": self.mean, "full": self.full, "full_like": self.full, "arange": self.arange,
             STOP_CALL: self.stop,
-            **dict.fromkeys(("nn.silu", "sigmoid", "tanh"), self.activation),
+            **{op.relax: partial(self.elementwise, op.name) for op in REGISTRY.values() if op.relax},
         }
 
     # -- the walk -----------------------------------------------------------------------------------

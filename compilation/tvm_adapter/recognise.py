@@ -17,15 +17,15 @@ from compilation.errors import UnsupportedOperationError
 from compilation.tvm_adapter.builder import Builder, op_name
 from compilation.tvm_adapter.keep import REAL, relax_type
 from compilation.tvm_adapter.rearrange import REARRANGEMENTS, reshaped, shape_of
-from compilation.tvm_adapter.values import Concat, Constant, GramProduct, Many, Value, View, view_of
+from compilation.tvm_adapter.values import Concat, Constant, Many, Value, View, view_of
 from compilation.types import Type
 
 
 class Recogniser(Builder):
     """The handlers. `uses` counts how often each Relax variable is read; `bound` is what it stands for."""
 
-    def __init__(self, name: str, taken: Collection[str] = (), leaves: bool = False) -> None:
-        super().__init__(name, taken, leaves)
+    def __init__(self, name: str, taken: Collection[str] = ()) -> None:
+        super().__init__(name, taken)
         self.uses: dict[Any, int] = {}
         self.bound: dict[Any, Any] = {}
         self.values: dict[Any, Value] = {}
@@ -45,7 +45,7 @@ class Recogniser(Builder):
         return False
 
     def matmul(self, call: relax.Call, args: list[Value]) -> Value | None:
-        """x @ w^T of a parameter w is a linear; other products may be steps of the Gram residual."""
+        """x @ w^T of a parameter w is a linear; other products are of two matrices."""
         x, w = args
         if isinstance(x, View) and isinstance(w, View) and w.parameter and not x.parameter:
             shape = self.program.tensors[w.base].shape
@@ -53,7 +53,7 @@ class Recogniser(Builder):
                 and bool((w.index == np.arange(w.index.size).reshape(shape).T).all())
             if transposed and (rows := self._rows(x)) is not None:
                 return self._as(self._emit("linear", {"x": rows, "w": w.base}, hint=self.where), shape_of(call))
-        return self._product(call, x, w) if self.leaves else self._gram_step(call, x, w)
+        return self._product(call, x, w)
 
     def _product(self, call: relax.Call, a: Any, b: Any) -> Value | None:
         """A product of two matrices, each as it is or transposed."""
@@ -79,27 +79,7 @@ class Recogniser(Builder):
         made = None if value.parameter else self._rows(value)
         return (made, False) if made else None
 
-    def _gram_step(self, call: relax.Call, x: Any, w: Any) -> Value | None:
-        origin = (call, [x, w])
-        if isinstance(x, View) and not x.parameter and isinstance(w, View) and w.parameter and w.plain:
-            base = self.program.tensors[x.base]
-            if len(base.shape) == 2 and x.shape == (1, *base.shape[::-1]) \
-                    and (x.index[0] == np.arange(x.index.size).reshape(base.shape).T).all():
-                return GramProduct(x.base, "xta", [w.base], shape_of(call), origin)
-        if isinstance(x, GramProduct) and x.stage in ("xta", "xxta") and isinstance(w, View) and w.parameter and w.plain:
-            stage = "xtab" if x.stage == "xta" else "t"
-            return GramProduct(x.x, stage, [*x.factors, w.base], shape_of(call), origin)
-        if isinstance(w, GramProduct) and isinstance(x, View) and x.plain and x.base == w.x and w.stage in ("xta", "xtab"):
-            return GramProduct(w.x, "xxta" if w.stage == "xta" else "t", w.factors, shape_of(call), origin)
-        return None
-
     def _scaled(self, call: relax.Call, x: Any, factor: float) -> Value | None:
-        if isinstance(x, GramProduct) and x.stage == "t":
-            features = self.program.tensors[x.x].shape[1]
-            y = self._emit("gram", {"x": x.x, "a": x.factors[0], "b": x.factors[1]}, hint=f"{self.where}.gram")
-            if not math.isclose(factor * features, 1.0, rel_tol=1e-6):
-                y = self._emit("mul_const", {"x": y}, {"value": factor * features})
-            return self._as(y, shape_of(call))
         return self._unary("mul_const", call, x, {"value": factor})
 
     def divide(self, call: relax.Call, args: list[Value]) -> Value | None:
@@ -118,7 +98,7 @@ class Recogniser(Builder):
                 and x.index.size == math.prod(shape) \
                 and (rows := self._rows(x)) is not None:
             return self._as(self._emit("scale", {"x": rows, "s": name}, hint=self.where), shape_of(call))
-        if self.leaves and all(isinstance(v, View | Concat) and math.prod(v.shape) == math.prod(shape) for v in (x, s)):
+        if all(isinstance(v, View | Concat) and math.prod(v.shape) == math.prod(shape) for v in (x, s)):
             return self._binary("mul", call, x, s)
         return None
 
@@ -143,7 +123,7 @@ class Recogniser(Builder):
                     self._give(producer, "pos", b.base)
                     return View(a.base, a.index.reshape(shape))
             return None
-        if not all(isinstance(v, View | Concat | GramProduct) and math.prod(v.shape) == math.prod(shape) for v in (a, b)):
+        if not all(isinstance(v, View | Concat) and math.prod(v.shape) == math.prod(shape) for v in (a, b)):
             return None                      # one is spread over the other: not the registry's addition
         return self._binary("add", call, a, b)
 
@@ -232,25 +212,18 @@ class Recogniser(Builder):
     def gelu_tanh(self, call: relax.Call, args: list[Value]) -> Value | None:
         return self._unary("gelu", call, args[0], {"tanh": 1})
 
-    def relu(self, call: relax.Call, args: list[Value]) -> Value | None:
-        return self._unary("relu", call, args[0], {})
-
-    def activation(self, call: relax.Call, args: list[Value]) -> Value | None:
-        """Another activation function, by the name that Relax and the registry share."""
-        return self._unary(op_name(call).removeprefix("nn."), call, args[0], {}) if self.leaves else None
+    def elementwise(self, op: str, call: relax.Call, args: list[Value]) -> Value | None:
+        """What an operation of the registry says that it is (`Op.relax`)."""
+        return self._unary(op, call, args[0], {})
 
     def attention(self, call: relax.Call, args: list[Any]) -> Value | None:
-        """Attention of (1, N, heads, d) views of any tensors (without `leaves`: of one packed (N, 3D) tensor). Others are
-        spelled out."""
+        """Attention of (1, N, heads, d) views of any tensors. Others are spelled out."""
         plain = len(args) == 3 and call.attrs.scale is None and call.attrs.causal_mask is None
         if not plain:
             raise UnsupportedOperationError(f"attention in {self.place} has a mask, a scale or a window: write it as "
                                             "matmul, softmax, matmul")
-        if self.leaves and args[0].shape[0] == 1:
+        if args[0].shape[0] == 1:
             return self._separate(call, args)
-        if not self.leaves and self._packed(*args):
-            o = self._emit("packed_attention", {"qkv": args[0].base}, {"heads": args[0].shape[2]})
-            return self._as(o, shape_of(call))
         return self._spell(_attention, call, args)
 
     def _separate(self, call: relax.Call, args: list[Any]) -> Value | None:
@@ -267,17 +240,6 @@ class Recogniser(Builder):
             made[0] = factor.inputs["x"]
         o = self._emit("attention", dict(zip("qkv", made, strict=True)), {"heads": heads, "scale": scale})
         return self._as(o, shape_of(call))
-
-    def _packed(self, q: Any, k: Any, v: Any) -> bool:
-        if not all(isinstance(part, View) and not part.parameter and part.base == q.base for part in (q, k, v)):
-            return False
-        shape = self.program.tensors[q.base].shape
-        if len(shape) != 2 or len(q.shape) != 4 or q.shape[0] != 1:
-            return False
-        _, n, heads, d = q.shape
-        packed = np.arange(math.prod(shape)).reshape(n, 3, heads, d) if shape == (n, 3 * heads * d) else None
-        return packed is not None and all(part.shape == q.shape and (part.index[0] == packed[:, i]).all()
-                                          for i, part in enumerate((q, k, v)))
 
     def _spell(self, definition: Callable[..., Any], call: relax.Call, args: list[Any]) -> Value:
         """A call by its definition in simpler Relax operations, which are imported like any others."""

@@ -6,7 +6,7 @@ chain of reshape, permute, split, squeeze and slice is recognised by what it doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,18 +69,7 @@ class Concat:
     sole: bool = False              # nothing else reads the last item: its tensor may grow
 
 
-@dataclass
-class GramProduct:
-    """A product that may become the Gram residual T = X((X^T A)B)/D (`stage` says how far it has come)."""
-
-    x: str
-    stage: str                      # "xta", "xtab", "xxta", "t"
-    factors: list[str] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
-    origin: tuple[Any, list[Any]] | None = None
-
-
-Value = View | Constant | Many | Concat | GramProduct
+Value = View | Constant | Many | Concat
 
 
 def view_of(base: str, shape: tuple[int, ...], parameter: bool = False) -> View:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from compilation.errors import GradientError
 from compilation.program import Role, Tensor
+from compilation.regions.calls import needed
 from compilation.regions.definition import numbered
 from compilation.regions.region import Region
-from compilation.regions.statements import needed
 from compilation.tvm_adapter.adjoint import adjoint_calls, culprit
 from compilation.tvm_adapter.door import REMEDY, door
 from compilation.tvm_adapter.relax_ops import DY, RULES_OF_REGIONS, Rule, pairing, register_all

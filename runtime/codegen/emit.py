@@ -211,8 +211,6 @@ class Emitter:
 
     def require_fit(self, op: Op, call: Call) -> None:
         """Whole tensors are rows of any number: a kernel that takes panels, or a few of an index, is for regions to call."""
-        if "rows" in op.attrs:
-            return                  # takes rows in panels by itself
         for slot, layout in op.layout.items():
             name = call.inputs.get(slot) or call.outputs.get(slot)
             if name and layout == "panel" and self.program.tensors[name].shape[0] > 1:

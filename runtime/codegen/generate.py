@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compilation.cost import STACK_BYTES
 from compilation.ops.base import REGISTRY, Op
 from compilation.pieces import trained_parts
 from compilation.program import VIEW, Program, Role, Tensor
+from compilation.target import KEYS, QUERIES, STAGE
 from compilation.types import F32, INDEX, LABEL, U8
 from runtime.codegen.emit import TIR_PREFIX, CallCode, Emitter, table_values
 from runtime.codegen.layout import MAGIC, Layout, crc, digest, lay_out, part_value, weights_image
@@ -30,6 +31,8 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 DEFINITION = re.compile(r"^(?!static)[a-z_0-9]+ \**(vt_\w+)\([^;]*?\)\s*\{", re.MULTILINE)
 WORD = re.compile(r"\bvt_\w+")
+TILING = {"VT_KEYS": KEYS, "VT_QUERIES": QUERIES, "VT_STAGE": STAGE}
+TILE = re.compile(rf"\b({'|'.join(TILING)}) = (\d+)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -86,6 +89,15 @@ def find_interface(program: Program) -> Interface:
     if image is None or logits is None:
         raise CodegenError("the Program has no image INPUT or no logits OUTPUT: nothing to call from outside")
     return Interface(image, label, logits, loss)
+
+
+def check_tiles(copied: Iterable[str], kernels: Path) -> None:
+    """Raises CodegenError where the kernels are tiled in another way than the Program was planned for."""
+    for name in copied:
+        for constant, value in TILE.findall((kernels / name).read_text()):
+            if int(value) != TILING[constant]:
+                raise CodegenError(f"kernel file {name} has {constant} = {value}; the Program was planned for "
+                                   f"{TILING[constant]} (compilation.target)")
 
 
 def kernel_files(sources: set[str], kernels: Path) -> list[str]:
@@ -171,6 +183,7 @@ def generate(program: Program, values: Mapping[str, np.ndarray], folder: str | P
     math = {"vt_math.h"} if emitter.tir and (kernels / "vt_math.h").is_file() else set()
     beside = {SUPPORT, *([AUGMENT] if interface.image.element == U8 else [])}
     copied = sorted({*kernel_files({op.source for op in ops} | set(headers) | math, kernels), *beside})
+    check_tiles(set(copied) - beside, kernels)
     image = weights_image(program, layout, values)
     files = render(program, layout, interface, calls, emitter, copied, headers, image)
 

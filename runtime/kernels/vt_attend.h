@@ -14,10 +14,10 @@ enum { VT_KEYS = 16, VT_QUERIES = 16 };
 
 VT_INLINE float vt_minus_infinity(void) { return vt_from_bits(0xff800000u); }
 
-/* ot (e, T; ld ldo), m, l take in nk more keys (start from 0, -infinity, 0); at the end o = ot / l. st: VT_KEYS * T
- * floats. */
+/* o (T, e; ld ldo), m, l take in nk more keys (start from 0, -infinity, 0); at the end o is to be divided by l.
+ * st: VT_KEYS * T floats. */
 void vt_attend(const vt_step *s, const float *K, ptrdiff_t ldk, const float *V, ptrdiff_t ldv, int32_t nk,
-               const float *qt, int32_t T, int32_t d, int32_t e, float *m, float *l, float *ot, ptrdiff_t ldo, float *st);
+               const float *qt, int32_t T, int32_t d, int32_t e, float *m, float *l, float *o, ptrdiff_t ldo, float *st);
 
 /* The first pass of the gradient: m, l as above and delta = sum of e^(s - m) * dp, where dp = V g and gt (e, T; ld ldg)
  * is the gradient of o. Start from -infinity, 0, 0; at the end l := 1 / l, delta := delta * l. st, pt: VT_KEYS * T

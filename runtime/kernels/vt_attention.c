@@ -23,33 +23,41 @@ VT_INLINE void vt_keep_state(const vt_out *x, const float *from, int32_t n, int3
     for (t = 0; t < n; t++) x->at[(ptrdiff_t)t * x->row + (ptrdiff_t)head * x->col] = from[t];
 }
 
+/* The window of a head in an output of rows, cleared unless it is added to; NULL where the output is not wanted. */
+VT_INLINE float *vt_head_rows(const vt_out *y, int32_t c0, int32_t n, int32_t d) {
+    int32_t t;
+    float *at = y->at ? y->at + c0 : NULL;
+    for (t = 0; at && !y->add && t < n; t++) vt_fill(at + (ptrdiff_t)t * y->row, d, 0.0f);
+    return at;
+}
+
 /* y = softmax(scale q k^T) v; the sums stand in y, unfinished, until the last keys. */
 void vt_attention(const vt_attention_args *a, const vt_step *s) {
     const int32_t n = a->n, d = a->d, e = a->e;
-    float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n, *yt = st + (ptrdiff_t)vt_keys_at_once(a->m) * n;
+    float *qt = (float *)a->scratch, *st = qt + (ptrdiff_t)d * n;
     const float scale = vt_score_scale(a->scale, d);
+    const vt_out rows = {a->y.at, a->y.row, a->y.col, !a->first};
     float high[VT_QUERIES], total[VT_QUERIES];
     int32_t i, t, c;
     for (i = 0; i < a->h; i++) {
-        float *rows = a->y.at + i * e, *y = n > 1 ? yt : rows;
+        float *y = vt_head_rows(&rows, i * e, n, e);
         if (a->first) {
             vt_fill(high, n, vt_minus_infinity());
             vt_fill(total, n, 0.0f);
-            vt_fill(y, e * n, 0.0f);
         } else {
-            if (n > 1) vt_rows_to_panel(y, n, rows, a->y.row, e);
             vt_load_state(high, a->high.at, a->high.row, a->high.col, n, i);
             vt_load_state(total, a->total.at, a->total.row, a->total.col, n, i);
         }
         vt_scale_queries(qt, &a->q, a->q.at + (ptrdiff_t)i * d * a->q.col, n, d, scale);
-        vt_attend(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt, n, d, e, high, total, y, n, st);
+        vt_attend(s, a->k.at + i * d, a->k.row, a->v.at + i * e, a->v.row, a->m, qt, n, d, e, high, total, y, a->y.row, st);
         if (a->high.at) {
             vt_keep_state(&a->high, high, n, i);
             vt_keep_state(&a->total, total, n, i);
         }
-        for (c = 0; a->last && c < e; c++)
-            for (t = 0; t < n; t++) y[c * n + t] = y[c * n + t] / total[t];
-        if (n > 1) vt_panel_to_rows(rows, a->y.row, y, n, e);
+        for (t = 0; a->last && t < n; t++) {
+            float *row = y + (ptrdiff_t)t * a->y.row;
+            for (c = 0; c < e; c++) row[c] = row[c] / total[t];
+        }
     }
 }
 
@@ -77,14 +85,6 @@ void vt_attention_statistics(const vt_attention_statistics_args *a, const vt_ste
         vt_keep_state(&a->total, total, n, i);
         vt_keep_state(&a->delta, delta, n, i);
     }
-}
-
-/* The window of a head in an output of rows, cleared unless it is added to; NULL where the output is not wanted. */
-VT_INLINE float *vt_head_rows(const vt_out *y, int32_t c0, int32_t n, int32_t d) {
-    int32_t t;
-    float *at = y->at ? y->at + c0 : NULL;
-    for (t = 0; at && !y->add && t < n; t++) vt_fill(at + (ptrdiff_t)t * y->row, d, 0.0f);
-    return at;
 }
 
 /* d_q = scale ds k, d_k = ds^T (scale q), d_v = p^T dy, y = p v with p = e^(score - high) / total, ds = p (dp - delta). */

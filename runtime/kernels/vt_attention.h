@@ -13,7 +13,7 @@ typedef struct {
     vt_in q, k, v;               /* (n, h d) any; (m, h d) rows; (m, h e) rows */
     vt_out y;                    /* (n, h e) rows, apart from the inputs; never added to */
     vt_out high, total;          /* (n, h) any; absent where first and last are 1 */
-    void *scratch;               /* (d + S + (n > 1 ? e : 0)) * n floats */
+    void *scratch;               /* (d + S) * n floats */
     float scale;
     int32_t n, m, h, d, e;
     int32_t first, last;         /* 1: y, high, total start afresh; 1: y is finished */

@@ -3,10 +3,17 @@
 
 /* y = 0. No scratch. */
 void vt_fill_zero(const vt_fill_zero_args *a, const vt_step *s) {
-    int32_t i, c;
+    const int down = a->y.row == 1;
+    const ptrdiff_t step = down ? 1 : a->y.col, between = down ? a->y.col : a->y.row;
+    const int32_t run = down ? a->n : a->c, runs = down ? a->c : a->n;
+    int32_t i, r;
     (void)s;
-    for (i = 0; i < a->n; i++)
-        for (c = 0; c < a->c; c++) a->y.at[(ptrdiff_t)i * a->y.row + (ptrdiff_t)c * a->y.col] = 0.0f;
+    for (r = 0; r < runs; r++) {
+        float *y = a->y.at + r * between;
+        if (step == 1) vt_fill(y, run, 0.0f);
+        else
+            for (i = 0; i < run; i++) y[i * step] = 0.0f;
+    }
 }
 
 /* What is trained of the window takes the gradient d_w. No scratch. */

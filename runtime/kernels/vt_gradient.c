@@ -45,20 +45,27 @@ void vt_load_rows(float *y, ptrdiff_t ldy, const float *x, int32_t d, int32_t n0
     }
 }
 
-void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm) {
-    int32_t t, c;
-    if (T == 1) {
-        vt_load_rows(y, d, x, d, n0, 1, nm);
+void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t n, int32_t d, const vt_norm *nm) {
+    float block[VT_LANES * VT_LANES];        /* rows, on their way */
+    int32_t c0, t0, t, l, rows, lanes;
+    if (!nm->mean) {
+        vt_turn(y, ldy, x, ldx, d, n);
         return;
     }
-    for (c = 0; c < d; c++) {
-        const float *col = x + (ptrdiff_t)n0 * d + c;
-        if (!nm->mean)
-            for (t = 0; t < T; t++) y[c * T + t] = col[(ptrdiff_t)t * d];
-        else
-            for (t = 0; t < T; t++)
-                y[c * T + t] =
-                    vt_normed(col[(ptrdiff_t)t * d], nm->mean[n0 + t], nm->rstd[n0 + t], nm->gamma, nm->beta, c);
+    for (t0 = 0; t0 < n; t0 += rows) {
+        rows = n - t0 < VT_LANES ? n - t0 : VT_LANES;
+        for (c0 = 0; c0 < d; c0 += lanes) {
+            lanes = d - c0 < VT_LANES ? d - c0 : VT_LANES;
+            for (t = 0; t < rows; t++) {
+                const float *row = x + (t0 + t) * ldx + c0, mean = nm->mean[t0 + t], rstd = nm->rstd[t0 + t];
+                float *out = block + t * VT_LANES;
+                if (lanes == VT_LANES)
+                    for (l = 0; l < VT_LANES; l++) out[l] = vt_normed(row[l], mean, rstd, nm->gamma, nm->beta, c0 + l);
+                else
+                    for (l = 0; l < lanes; l++) out[l] = vt_normed(row[l], mean, rstd, nm->gamma, nm->beta, c0 + l);
+            }
+            vt_turn(y + c0 * ldy + t0, ldy, block, VT_LANES, lanes, rows);
+        }
     }
 }
 
@@ -118,6 +125,7 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
                      ptrdiff_t ldx, const uint16_t *xl, ptrdiff_t xo, const float *scale) {
     vt_product p = {NULL, 0, gns, NULL, ldx, NULL, NULL, 0, xo, 0, 1};
     int32_t r, rows, j, lanes, n0, i, l;
+    const int direct = k->grad && !scale && (!k->add || n <= VT_BLOCK);      /* the tile does what vt_hand would */
     float sums[VT_SUMS];
     float *y[VT_TALL];
     const float *first[VT_TALL], *b[VT_TALL];
@@ -135,13 +143,14 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
             const float *xj = xl ? x : x + (j - j0);
             lanes = vt_tile_lanes(&p, j1 - j, rows, list);
             p.k = n > VT_BLOCK ? VT_BLOCK : n;
-            vt_tile(y, first, xj, list, &p, rows, lanes, VT_SET);
+            for (i = 0; direct && i < VT_TALL; i++) y[i] = k->grad + at + (i < rows ? i : 0) * (ptrdiff_t)w->n_cols;
+            vt_tile(y, first, xj, list, &p, rows, lanes, direct && k->add ? VT_ADD : VT_SET);
             for (n0 = p.k; n0 < n; n0 += p.k) {
                 p.k = n - n0 > VT_BLOCK ? VT_BLOCK : n - n0;
                 for (i = 0; i < VT_TALL; i++) b[i] = first[i] + n0 * gns;
                 vt_tile(y, b, xj + n0 * ldx, list, &p, rows, lanes, VT_ADD);
             }
-            for (i = 0; i < rows; i++) {
+            for (i = 0; !direct && i < rows; i++) {
                 const ptrdiff_t row = at + (ptrdiff_t)i * w->n_cols;
                 if (scale)
                     for (l = 0; l < lanes; l++) y[i][l] = y[i][l] * scale[w->rows ? w->rows[r + i] : r + i];
@@ -152,71 +161,17 @@ void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32
     }
 }
 
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
-                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
-                        ptrdiff_t ldx, const float *scale) {
-    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
-    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    vt_weight_block(s, k, w, r0, r1, k0, k1, g, gns, gos, o0, n, w->cols ? x : x + (k0 - c0), ldx,
-                    w->cols ? w->cols + k0 : NULL, c0, scale);
-}
-
-void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
-                               int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
-                               const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage) {
-    const int32_t r0 = vt_lower(w->rows, w->n_rows, o0), r1 = vt_lower(w->rows, w->n_rows, o1);
-    const int32_t k0 = vt_lower(w->cols, w->n_cols, c0), k1 = vt_lower(w->cols, w->n_cols, c1);
-    int32_t j, lanes, i, l;
-    if (!nm->mean) {
-        vt_weight_gradient(s, k, w, o0, o1, c0, c1, g, gns, gos, n, x, ldx, scale);
-        return;
-    }
-    for (j = k0; j < k1; j += lanes) {
-        lanes = vt_width(k1 - j, VT_STAGE);
-        for (i = 0; i < n; i++)
-            for (l = 0; l < lanes; l++) {
-                const int32_t c = (w->cols ? w->cols[j + l] : j + l) - c0;
-                stage[i * lanes + l] = vt_normed(x[i * ldx + c], nm->mean[i], nm->rstd[i], nm->gamma, nm->beta, c);
-            }
-        vt_weight_block(s, k, w, r0, r1, j, j + lanes, g, gns, gos, o0, n, stage, lanes, NULL, 0, scale);
-    }
-}
-
-void vt_norm_parameters(const vt_step *s, const vt_sink *dgamma, const vt_sink *dbeta, float *g,
-                        const float *x, int32_t n, int32_t d, const vt_norm *nm) {
-    int32_t c0, i, l, w;
-    float a[16], b[16];
-    for (c0 = 0; c0 < d; c0 += w) {
-        w = d - c0 >= 16 ? 16 : d - c0;
-        for (l = 0; l < 16; l++) a[l] = b[l] = 0.0f;
-        for (i = 0; i < n; i++) {
-            float *gi = g + (ptrdiff_t)i * d + c0;
-            const float *xi = x + (ptrdiff_t)i * d + c0;
-            for (l = 0; l < w; l++) {
-                b[l] += gi[l];
-                a[l] = VT_FMA(gi[l], (xi[l] - nm->mean[i]) * nm->rstd[i], a[l]);
-                if (nm->gamma) gi[l] = gi[l] * nm->gamma[c0 + l];
-            }
-        }
-        vt_apply(s, dgamma, c0, a, w);
-        vt_apply(s, dbeta, c0, b, w);
-    }
-}
-
 void vt_norm_backward(float *dx, const float *g, const float *x, const float *dy, int32_t d, float mean,
                       float rstd) {
     float a[16];
     float m1, m2;
-    int32_t c, l;
+    int32_t i, l;
     for (l = 0; l < 16; l++) a[l] = 0.0f;
     m1 = vt_sum(g, d) / (float)d;
-    for (c = 0, l = 0; c < d; c++) {
-        a[l] = VT_FMA(g[c], (x[c] - mean) * rstd, a[l]);
-        l = (l + 1) & 15;
-    }
+    for (i = 0; i + 16 <= d; i += 16)
+        for (l = 0; l < 16; l++) a[l] = VT_FMA(g[i + l], (x[i + l] - mean) * rstd, a[l]);
+    for (l = 0; i < d; i++, l++) a[l] = VT_FMA(g[i], (x[i] - mean) * rstd, a[l]);
     m2 = vt_tree16(a) / (float)d;
-    for (c = 0; c < d; c++) {
-        const float v = rstd * (VT_FMA(-((x[c] - mean) * rstd), m2, g[c] - m1));
-        dx[c] = dy ? dy[c] + v : v;
-    }
+    if (dy) VT_EACH(dx, d, c, dy[c] + rstd * (VT_FMA(-((x[c] - mean) * rstd), m2, g[c] - m1)));
+    else VT_EACH(dx, d, c, rstd * (VT_FMA(-((x[c] - mean) * rstd), m2, g[c] - m1)));
 }

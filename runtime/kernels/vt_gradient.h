@@ -19,16 +19,6 @@ VT_INLINE float vt_tree16(const float *a) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-VT_INLINE float vt_dot(const float *x, const float *y, int32_t n) {
-    float a[16];
-    int32_t i = 0, l;
-    for (l = 0; l < 16; l++) a[l] = 0.0f;
-    for (; i + 16 <= n; i += 16)
-        for (l = 0; l < 16; l++) a[l] = VT_FMA(x[i + l], y[i + l], a[l]);
-    for (l = 0; i < n; i++, l++) a[l] = VT_FMA(x[i], y[i], a[l]);
-    return vt_tree16(a);
-}
-
 /* mean[n], rstd[n] of each of n rows of d features. */
 void vt_statistics(float *mean, float *rstd, const float *x, int32_t n, int32_t d, float eps);
 
@@ -43,8 +33,8 @@ VT_INLINE float vt_normed(float x, float mean, float rstd, const float *gamma, c
 void vt_load_rows(float *y, ptrdiff_t ldy, const float *x, int32_t d, int32_t n0, int32_t n,
                   const vt_norm *nm);
 
-/* y (d, T) = the same, as a panel. */
-void vt_load_panel(float *y, int32_t T, const float *x, int32_t d, int32_t n0, const vt_norm *nm);
+/* y (d, n; ld ldy) = the first n rows of x (n, d; ld ldx), normalised and transposed; apart. */
+void vt_load_turned(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t n, int32_t d, const vt_norm *nm);
 
 VT_INLINE int vt_wanted(const vt_sink *k) { return k->grad != NULL || k->param != NULL; }
 
@@ -65,24 +55,6 @@ void vt_bias_gradient(const vt_step *s, const vt_sink *k, ptrdiff_t i0, const fl
 void vt_weight_block(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t r0, int32_t r1, int32_t j0,
                      int32_t j1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t o0, int32_t n, const float *x,
                      ptrdiff_t ldx, const uint16_t *xl, ptrdiff_t xo, const float *scale);
-
-/* Gradient of a (part of a) weight matrix without a buffer: the part's rows o in o0..o1 and columns c in c0..c1, as
- * in vt_weight_block with x[n][c - c0] (n, c1 - c0; ld ldx). */
-void vt_weight_gradient(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1, int32_t c0,
-                        int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n, const float *x,
-                        ptrdiff_t ldx, const float *scale);
-
-/* The same with x normalised by nm (or not, where nm->mean is NULL), VT_STAGE columns at a time. `stage` holds
- * n * w floats, w the largest power of two within VT_STAGE and the columns in range, and is needed when nm normalises. */
-enum { VT_STAGE = 16 };
-void vt_weight_gradient_normed(const vt_step *s, const vt_sink *k, const vt_part *w, int32_t o0, int32_t o1,
-                               int32_t c0, int32_t c1, const float *g, ptrdiff_t gns, ptrdiff_t gos, int32_t n,
-                               const float *x, ptrdiff_t ldx, const vt_norm *nm, const float *scale, float *stage);
-
-/* From g = the gradient of LN(x) (n rows, ld d): hands d_gamma = sum g * xhat and d_beta = sum g to their sinks, and
- * turns g into the gradient of xhat in place (g *= gamma), which is what vt_norm_backward takes. */
-void vt_norm_parameters(const vt_step *s, const vt_sink *dgamma, const vt_sink *dbeta, float *g,
-                        const float *x, int32_t n, int32_t d, const vt_norm *nm);
 
 /* One row: dx[c] = [dy[c] +] rstd * (g[c] - mean(g) - xhat[c] * mean(g * xhat)), g the gradient of xhat.
  * dx may be g or dy. dy may be NULL. */

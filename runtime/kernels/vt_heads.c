@@ -33,7 +33,7 @@ void vt_head_linear(const vt_head_linear_args *a, const vt_step *s) {
     int32_t i;
     for (i = 0; i < a->h; i++) {
         const vt_linear_args l = {vt_head_in(a->x, (ptrdiff_t)i * a->x.row), a->w, a->b ? a->b + i * a->e : NULL,
-                                  vt_head_out(a->y, (ptrdiff_t)i * a->e * a->y.col), NULL, 1, 1, a->c, a->e,
+                                  vt_head_out(a->y, (ptrdiff_t)i * a->e * a->y.col), 1, a->c, a->e,
                                   (a->h_at + i) * a->e, a->c_at};
         vt_linear(&l, s);
     }
@@ -76,7 +76,7 @@ void vt_head_linear_t_grad(const vt_head_linear_t_grad_args *a, const vt_step *s
     for (i = 0; i < a->h; i++) {
         const int32_t o_at = o0 + i * a->e;
         const vt_in dy = vt_head_in(a->dy, (ptrdiff_t)i * a->dy.row);
-        const vt_linear_args x = {dy, a->w, NULL, vt_head_out(a->d_x, (ptrdiff_t)i * a->e * a->d_x.col), NULL, 1, 1, a->c,
+        const vt_linear_args x = {dy, a->w, NULL, vt_head_out(a->d_x, (ptrdiff_t)i * a->e * a->d_x.col), 1, a->c,
                                   a->e, o_at, a->c_at};
         const vt_linear_grad_args w = {dy, {NULL, 0, 0}, a->w, vt_head_in(a->x, (ptrdiff_t)i * a->e * a->x.col), nowhere,
                                        vt_head_weight(a->d_w, &a->w.trained, o0, o_at, a->c_at, a->c), none, 1, a->c, 0,

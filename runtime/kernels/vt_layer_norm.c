@@ -3,21 +3,30 @@
 
 /* y = (x - mean) / sqrt(var + eps) * gamma + beta, each piece of d by itself. In place allowed. No scratch. */
 void vt_layer_norm(const vt_layer_norm_args *a, const vt_step *s) {
-    int32_t i, j, c;
+    float mean[VT_LANES], rstd[VT_LANES];
+    const vt_norm nm = {mean, rstd, a->gamma, a->beta};
+    int32_t i0, i, j, c, n;
     (void)s;
-    for (i = 0; i < a->n; i++)
+    for (i0 = 0; i0 < a->n; i0 += n) {
+        n = a->n - i0 < VT_LANES ? a->n - i0 : VT_LANES;
         for (j = 0; j < a->h; j++) {
             const ptrdiff_t c0 = (ptrdiff_t)j * a->d;
-            const float *x = a->x.at + (ptrdiff_t)i * a->x.row + c0;
-            float *y = a->y.at + (ptrdiff_t)i * a->y.row + c0 * a->y.col;
-            float mean, rstd;
-            const vt_norm nm = {&mean, &rstd, a->gamma, a->beta};
-            vt_statistics(&mean, &rstd, x, 1, a->d, a->eps);
-            if (a->y.col == 1) vt_load_rows(y, a->d, x, a->d, 0, 1, &nm);
-            else
-                for (c = 0; c < a->d; c++)
-                    y[(ptrdiff_t)c * a->y.col] = vt_normed(x[c], mean, rstd, a->gamma, a->beta, c);
+            const float *x = a->x.at + (ptrdiff_t)i0 * a->x.row + c0;
+            float *y = a->y.at + (ptrdiff_t)i0 * a->y.row + c0 * a->y.col;
+            for (i = 0; i < n; i++) vt_statistics(mean + i, rstd + i, x + (ptrdiff_t)i * a->x.row, 1, a->d, a->eps);
+            if (a->y.row == 1 && a->y.col != 1) {
+                vt_load_turned(y, a->y.col, x, a->x.row, n, a->d, &nm);
+                continue;
+            }
+            for (i = 0; i < n; i++, x += a->x.row, y += a->y.row) {
+                const vt_norm row = {mean + i, rstd + i, a->gamma, a->beta};
+                if (a->y.col == 1) vt_load_rows(y, a->d, x, a->d, 0, 1, &row);
+                else
+                    for (c = 0; c < a->d; c++)
+                        y[(ptrdiff_t)c * a->y.col] = vt_normed(x[c], mean[i], rstd[i], a->gamma, a->beta, c);
+            }
         }
+    }
 }
 
 /* Gradients of layer_norm; mean and rstd are recomputed from x. The sums for d_gamma and d_beta go over rows and, within
@@ -43,7 +52,8 @@ void vt_layer_norm_grad(const vt_layer_norm_grad_args *a, const vt_step *s) {
                 for (c = 0; c < a->d; c++) beta[c] += dy[c];
             if (a->d_x.at) {
                 float *dx = a->d_x.at + (ptrdiff_t)i * a->d_x.row + c0;
-                for (c = 0; c < a->d; c++) dx[c] = a->gamma ? dy[c] * a->gamma[c] : dy[c];
+                if (a->gamma) VT_EACH(dx, a->d, l, dy[l] * a->gamma[l]);
+                else VT_EACH(dx, a->d, l, dy[l]);
                 vt_norm_backward(dx, dx, x, NULL, a->d, mean, rstd);
             }
         }

@@ -4,14 +4,10 @@
 
 /* Windows of a linear layer: n tokens, output features o_at .. o_at + o, input features c_at .. c_at + c of w. */
 typedef struct {
-    vt_in x;                 /* (n, c) */
+    vt_in x;                 /* (n, c), a panel (row == 1), or n == 1 */
     vt_matrix w;
     const float *b;          /* (o,) or NULL; not read when y.add is 1 */
-    vt_out y;                /* (n, o), apart from x; add 1: the products are added to it */
-    void *scratch;           /* NULL: x and y are panels (row == 1), or n == 1. Else (for whole row tensors in a Program
-                                without regions) they are rows, and this is room for (c + o) * T floats, T = the largest
-                                power of two within `rows` and n */
-    int32_t rows;            /* with scratch: tokens at a time: 2, 4, 8 or 16 */
+    vt_out y;                /* (n, o), a panel or n == 1, apart from x; add 1: the products are added to it */
     int32_t n, c, o, o_at, c_at;
 } vt_linear_args;
 void vt_linear(const vt_linear_args *a, const vt_step *s);

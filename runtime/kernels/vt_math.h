@@ -11,15 +11,15 @@
 
 #if defined(__GNUC__)
 #define VT_INLINE static inline __attribute__((always_inline))
-#define VT_OUTLINE static __attribute__((noinline, unused))
 #define VT_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 #define VT_SQRT(a) __builtin_sqrtf(a)
+#define VT_PREFETCH(p) __builtin_prefetch(p)
 #else
 #include <math.h>
 #define VT_INLINE static inline
-#define VT_OUTLINE static inline
 #define VT_FMA(a, b, c) fmaf((a), (b), (c))
 #define VT_SQRT(a) sqrtf(a)
+#define VT_PREFETCH(p) ((void)(p))
 #endif
 
 typedef union { float f; uint32_t u; int32_t i; } vt_bits;
@@ -123,6 +123,7 @@ VT_INLINE float vt_tanhf(float a) {
         const int32_t each_n = (n);                                                  \
         float each[VT_LANES];                                                        \
         int32_t each_0, each_l, i;                                                   \
+        VT_BY_VECTORS                                                                \
         for (each_0 = 0; each_0 + VT_LANES <= each_n; each_0 += VT_LANES) {          \
             for (each_l = 0; each_l < VT_LANES; each_l++) {                          \
                 i = each_0 + each_l;                                                 \
@@ -149,21 +150,5 @@ VT_INLINE float vt_gelu_tanh_slope(float x) {
     const float t = vt_tanhf(u);
     const float du = 0.797884561f * VT_FMA(0.134145f * x, x, 1.0f);
     return VT_FMA(0.5f * x * VT_FMA(-t, t, 1.0f), du, 0.5f * (1.0f + t));
-}
-
-/* x[i] = act(x[i]). */
-VT_OUTLINE void vt_act(float *x, int32_t n, int32_t act) {
-    int32_t i;
-    if (act == 0) for (i = 0; i < n; i++) x[i] = vt_gelu_value(x[i]);
-    else if (act == 1) for (i = 0; i < n; i++) x[i] = vt_gelu_tanh_value(x[i]);
-    else for (i = 0; i < n; i++) x[i] = x[i] <= 0.0f ? 0.0f : x[i];    /* NaN stays NaN */
-}
-
-/* x[i] = act'(x[i]). */
-VT_OUTLINE void vt_act_slope(float *x, int32_t n, int32_t act) {
-    int32_t i;
-    if (act == 0) for (i = 0; i < n; i++) x[i] = vt_gelu_slope(x[i]);
-    else if (act == 1) for (i = 0; i < n; i++) x[i] = vt_gelu_tanh_slope(x[i]);
-    else for (i = 0; i < n; i++) x[i] = x[i] > 0.0f ? 1.0f : 0.0f;
 }
 #endif

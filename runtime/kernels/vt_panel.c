@@ -52,11 +52,14 @@ VT_INLINE void vt_tile_of(float *const *y, const float *const *b, const float *x
         }
     }
     if (start == VT_ADD) {
+        float old[VT_SUMS];
         VT_UNROLL
         for (r = 0; r < R; r++) {
             VT_UNROLL
-            for (l = 0; l < L; l++) acc[r * L + l] = out[r][l] + acc[r * L + l];
+            for (l = 0; l < L; l++) old[r * L + l] = out[r][l];
         }
+        VT_UNROLL
+        for (l = 0; l < R * L; l++) acc[l] = old[l] + acc[l];
     } else if (start == VT_SET) {
         VT_UNROLL
         for (l = 0; l < R * L; l++) acc[l] = 0.0f + acc[l];      /* -0 becomes 0 */
@@ -170,19 +173,63 @@ static vt_product vt_terms(const vt_product *p, int32_t k0) {
     return q;
 }
 
+/* Lanes that are no power of two, at the end of rows of x: in a tile that has more. All terms but the last read on into
+ * the next row of x, and what is made of that is dropped. */
+static void vt_at_wide(const vt_result *o, int32_t r0, int32_t rows, int32_t l0, int32_t lanes, int32_t wide,
+                       const vt_product *p) {
+    const ptrdiff_t end = p->k - 1;
+    const ptrdiff_t bk = (p->bi ? p->bi[end] - p->bo : end) * p->bcs, xk = (p->xi ? p->xi[end] - p->xo : end) * p->ldx;
+    vt_product q = *p;
+    float tile[VT_SUMS];
+    float *at[VT_TALL];
+    const float *b[VT_TALL];
+    int32_t r, l;
+    q.k = (int32_t)end;
+    for (r = 0; r < VT_TALL; r++) {
+        at[r] = tile + (r < rows ? r : 0) * wide;
+        b[r] = p->b + (r < rows ? r0 + r : r0) * p->brs;
+    }
+    for (r = 0; r < rows; r++) {
+        const float *y = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy + l0;
+        for (l = 0; l < wide; l++) at[r][l] = p->fresh || l >= lanes ? 0.0f : y[l];
+    }
+    vt_tile(at, b, p->x + l0, NULL, &q, rows, wide, VT_CHAIN);
+    for (r = 0; r < rows; r++) {
+        float *y = o->y + (o->yi ? (ptrdiff_t)o->yi[r0 + r] - o->yo : r0 + r) * o->ldy + l0;
+        for (l = 0; l < lanes; l++) {
+            const float sum = VT_FMA(b[r][bk], p->x[xk + l0 + l], at[r][l]);
+            y[l] = p->fresh ? y[l] + sum : sum;
+        }
+    }
+}
+
+/* How wide a tile takes all of the lanes left, fewer than VT_LANES and no power of two; else 0. A Cortex-M has no use
+ * for lanes that it drops. */
+VT_INLINE int32_t vt_spare(const vt_result *o, int32_t left) {
+    int32_t wide = VT_LANES;
+    if (VT_LANES == 4 || o->li || left > VT_LANES || (left & (left - 1)) == 0) return 0;
+    while (wide >= 2 * left) wide >>= 1;
+    return wide;
+}
+
 /* Few lanes, as panels have: the rows of b, which are weights, are read once, VT_TALL at a time. */
 static void vt_few_lanes(const vt_result *o, int32_t m, int32_t n, const vt_product *p) {
-    int32_t m0, m1, k0, l0, r0, lanes, rows;
+    int32_t m0, m1, k0, l0, r0, lanes, rows, wide;
     vt_product q;
     for (m0 = 0; m0 < m; m0 = m1) {
         m1 = m - m0 > VT_TALL ? m0 + VT_TALL : m;
+        if (VT_LANES > 4 && p->bcs == 1 && p->brs != p->k)       /* a window of columns: no core foresees its next row */
+            for (r0 = m1; r0 < m && r0 < m1 + VT_TALL; r0++)
+                for (k0 = 0; k0 < p->k && k0 < VT_BLOCK; k0 += 16) VT_PREFETCH(p->b + r0 * p->brs + k0);
         for (k0 = 0; k0 < p->k; k0 += q.k) {
             q = vt_terms(p, k0);
             for (l0 = 0; l0 < n; l0 += lanes) {
-                lanes = vt_tile_lanes(&q, n - l0, VT_ROWS, NULL);
+                wide = vt_spare(o, n - l0);
+                lanes = wide ? n - l0 : vt_tile_lanes(&q, n - l0, VT_ROWS, NULL);
                 for (r0 = m0; r0 < m1; r0 += rows) {
-                    rows = vt_tile_rows(&q, m1 - r0, lanes, NULL);
-                    vt_at(o, r0, rows, l0, lanes, &q);
+                    rows = vt_tile_rows(&q, m1 - r0, wide ? wide : lanes, NULL);
+                    if (wide) vt_at_wide(o, r0, rows, l0, lanes, wide, &q);
+                    else vt_at(o, r0, rows, l0, lanes, &q);
                 }
             }
         }
@@ -250,4 +297,24 @@ void vt_backward(const vt_step *s, float *y, ptrdiff_t ldy, int32_t n, const vt_
             vt_multiply(y, ldy, NULL, 0, w->cols ? w->cols + k0 : NULL, c0, n, k1 - k0, &p);
         }
     }
+}
+
+void vt_turn(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t m, int32_t n) {
+    int32_t r0, i0, r, i;
+    for (r0 = 0; r0 < m; r0 += VT_LANES)
+        for (i0 = 0; i0 < n; i0 += VT_LANES) {
+            float *to = y + r0 * ldy + i0;
+            const float *from = x + i0 * ldx + r0;
+            const int32_t rows = m - r0 < VT_LANES ? m - r0 : VT_LANES, lanes = n - i0 < VT_LANES ? n - i0 : VT_LANES;
+            if (rows == VT_LANES && lanes == VT_LANES) {
+                for (r = 0; r < VT_LANES; r++)
+                    for (i = 0; i < VT_LANES; i++) to[r * ldy + i] = from[i * ldx + r];
+            } else if (lanes == VT_LANES) {
+                for (r = 0; r < rows; r++)
+                    for (i = 0; i < VT_LANES; i++) to[r * ldy + i] = from[i * ldx + r];
+            } else {
+                for (i = 0; i < lanes; i++)
+                    for (r = 0; r < rows; r++) to[r * ldy + i] = from[i * ldx + r];
+            }
+        }
 }

@@ -103,15 +103,14 @@ VT_INLINE void vt_fill_panel(float *y, int32_t n, int32_t T, const float *bias) 
         for (t = 0; t < T; t++) y[i * T + t] = bias ? bias[i] : 0.0f;
 }
 
+/* y (m, n; ld ldy) = the transpose of x (n, m; ld ldx): y[r * ldy + i] = x[i * ldx + r]. Apart. */
+void vt_turn(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int32_t m, int32_t n);
+
 /* rows[t * ld + i] = panel[i * T + t] and back. */
 VT_INLINE void vt_panel_to_rows(float *rows, ptrdiff_t ld, const float *panel, int32_t T, int32_t n) {
-    int32_t i, t;
-    for (t = 0; t < T; t++)
-        for (i = 0; i < n; i++) rows[t * ld + i] = panel[i * T + t];
+    vt_turn(rows, ld, panel, T, T, n);
 }
 VT_INLINE void vt_rows_to_panel(float *panel, int32_t T, const float *rows, ptrdiff_t ld, int32_t n) {
-    int32_t i, t;
-    for (i = 0; i < n; i++)
-        for (t = 0; t < T; t++) panel[i * T + t] = rows[t * ld + i];
+    vt_turn(panel, T, rows, ld, n, T);
 }
 #endif

@@ -1,6 +1,8 @@
 #include "vt_patch_embed.h"
 #include "vt_gradient.h"
 
+enum { VT_STAGE = 16 };         /* features that a weight gradient makes again at a time */
+
 /* Normalised value of feature f (channel, y, x) of patch number i. */
 static float vt_patch_value(const uint8_t *image, int32_t width, int32_t channels, int32_t patch, const float *scale,
                             const float *shift, int32_t i, int32_t f) {

@@ -30,4 +30,11 @@
 #else
 #define VT_UNROLL
 #endif
+
+/* The loop below stays a loop of whole vectors: clang would gather lanes from several of its turns. */
+#if defined(__clang__)
+#define VT_BY_VECTORS _Pragma("clang loop vectorize(disable)")
+#else
+#define VT_BY_VECTORS
+#endif
 #endif

@@ -21,14 +21,13 @@ LR, STEPS = 0.05, 2
 
 
 def trains_like_torch(model: nn.Module, spec: InputSpec, plan: dict[str, Selection] | None = None,
-                      budget: int | None = None, seed: int = 0, leaves: bool = False,
-                      regions: bool = False) -> Compiled:
+                      budget: int | None = None, seed: int = 0) -> Compiled:
     """Compile (everything trained, unless a plan is given), train two steps in C and in float64 PyTorch, and compare
     the losses and the update of every tensor: to 1e-4 of its largest element and float32's rounding of the weight."""
     named = dict(model.named_parameters())
     plan = plan or dict.fromkeys(named, "all")
     start = {n: named[n].detach().clone().double().numpy() for n in plan}
-    compiled = Compiler(model, spec, leaves=leaves, regions=regions).compile(plan, budget)
+    compiled = Compiler(model, spec).compile(plan, budget)
     if spec.is_image:
         image, x = image_input(spec, seed)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -174,3 +174,29 @@ def attention(n: int = 37, heads: int = 3, d: int = 5, tm: int = 0) -> Case:
     copy = TileCall("copy", {"x": outs["y"]}, {"y": at("y", t, head)})
     body = (Loop("n", n, tq, (Loop("h", heads, 1, (call, copy)),)),)
     return Case(Nest(own, body, _scratch(own)), v, REGISTRY["attention"].reference(v, attrs))
+
+
+def waiting(n: int = 37, tiles: int = 5, d: int = 4, c: int = 6) -> Case:
+    """y = x w^T + u by tiles of columns; but for the last tile, the product waits where y's next one is written."""
+    rng = np.random.default_rng(3)
+    v = {"x": rng.normal(size=(n, c)), "w": rng.normal(size=(tiles * d, c)), "u": rng.normal(size=(n, tiles * d))}
+    tiles_of = [x for h in ("h", "h1") for x in ((f"p_{h}", (16, d), PANEL, 64 * d), (f"a_{h}", (16, c), PANEL, 128 * d))]
+    own = stored(("t", (n, d), ROWS, "y"), ("r", (16, d), ROWS, 0), *tiles_of)
+    own["t"] = replace(own["t"], strip=Axis(d, "h", factor=d, ahead=1))
+
+    def product(n_: str, h: str, to: Window) -> tuple[TileCall, ...]:
+        a, p = at(f"a_{h}", held(n_, 16), c), at(f"p_{h}", held(n_, 16), held(h, d, d))
+        return (TileCall("copy", {"x": at("x", tile(n_, 16), c)}, {"y": a}),
+                TileCall("linear", {"x": a, "w": at("w", tile(h, d, d), c)}, {"y": p}),
+                TileCall("copy", {"x": p}, {"y": to}))
+
+    def total(n_: str, h: str, of: Window) -> TileCall:
+        u, y = (at(s, tile(n_, 16), tile(h, d, d)) for s in "uy")
+        return TileCall("add", {"a": of, "b": u}, {"y": y})
+
+    waits, at_once = (lambda n_: at("t", tile(n_, 16), held("h", d, d))), at("r", held("n2", 16), held("h1", d, d))
+    most = Loop("h", tiles, 1, (Loop("n", n, 16, product("n", "h", waits("n"))),
+                                Loop("n1", n, 16, (total("n1", "h", waits("n1")),))), part=(0, tiles - 1))
+    last = Loop("h1", tiles, 1, (Loop("n2", n, 16, (*product("n2", "h1", at_once), total("n2", "h1", at_once))),),
+                part=(tiles - 1, tiles))
+    return Case(Nest(own, (most, last), _scratch(own)), v, {"y": v["x"] @ v["w"].T + v["u"]})

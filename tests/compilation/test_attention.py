@@ -1,16 +1,15 @@
-"""Attention on windows: queries, keys and heads in tiles, with carried state, against the whole and the packed operation."""
+"""Attention on windows: queries, keys and heads in tiles, with carried state, against the whole operation."""
 
 from __future__ import annotations
 
 import ctypes as ct
-from typing import Any
 
 import numpy as np
 import pytest
 
-from compilation.ops import REGISTRY, Sample, Site
+from compilation.ops import REGISTRY, Site
 from compilation.ops.base import Arrays
-from tests.compilation.kernel_library import In, Out, Step, build, run, structures
+from tests.compilation.kernel_library import In, Out, Step, build, structures
 
 HEADS, D, E, N, M = 3, 5, 4, 13, 37
 STATE = ("high", "total", "delta")
@@ -127,25 +126,3 @@ def test_tiles_of_the_gradient_add_up_to_the_whole(library: ct.CDLL, given: Arra
         assert np.isfinite(v).all()
         np.testing.assert_allclose(tiled[s], v, rtol=0, atol=3e-6 * np.abs(v).max(), err_msg=s)
     np.testing.assert_allclose(whole["y"], forward(library, given, N, M, HEADS), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("d", [4, 7, 16], ids=["power of two", "odd", "sixteen"])
-def test_it_has_the_bits_of_the_packed_operation(library: ct.CDLL, d: int) -> None:
-    """All but the gradient of the queries, which is scaled elsewhere: it has where 1 / sqrt(d) is a power of two."""
-    rng = np.random.default_rng(d)
-    n, heads = 11, 2
-    qkv, dy = (rng.normal(0, 1.5, (n, c * heads * d)).astype(np.float32) for c in (3, 1))
-    attrs: dict[str, Any] = {"heads": heads}
-    q, k, v = np.split(qkv, 3, 1)
-    packed = run(library, REGISTRY["packed_attention"], Sample({"qkv": qkv}, attrs), {"rows": 8}).outputs["y"]
-    apart = run(library, REGISTRY["attention"], Sample({"q": q, "k": k, "v": v}, attrs)).outputs["y"]
-    np.testing.assert_array_equal(apart, packed)
-    state = run(library, REGISTRY["attention_statistics"], Sample({"q": q, "k": k, "v": v, "dy": dy}, attrs)).outputs
-    wanted = ("d_q", "d_k", "d_v")
-    made = run(library, REGISTRY["attention_grad"], Sample({"q": q, "k": k, "v": v, "dy": dy, **state}, attrs, wanted))
-    packed = run(library, REGISTRY["packed_attention_grad"], Sample({"qkv": qkv, "dy": dy}, attrs, ("d_qkv",)),
-                 {"rows": 16}).outputs["d_qkv"]
-    for s, part in zip(wanted, np.split(packed, 3, 1), strict=True):
-        if d != 7 or s != "d_q":
-            np.testing.assert_array_equal(made.outputs[s], part, s)
-        np.testing.assert_allclose(made.outputs[s], part, rtol=0, atol=1e-6 * np.abs(part).max(), err_msg=s)

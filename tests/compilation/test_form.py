@@ -98,7 +98,7 @@ def trained(compiler: Compiler, program: Program, image: np.ndarray, steps: int 
 def check(model: nn.Module, spec: InputSpec, plan: dict[str, Selection], image: np.ndarray, x: torch.Tensor,
           momentum: float = 0.0) -> Program:
     """Two steps with regions give what two steps without them give, and what PyTorch gives."""
-    compiler = Compiler(model, spec, leaves=True)
+    compiler = Compiler(model, spec)
     formed, plain = (training_step(compiler, plan, f, momentum) for f in (True, False))
     losses, moved = trained(compiler, formed, image, 2, momentum)
     want_losses, want = trained(compiler, plain, image, 2, momentum)
@@ -122,8 +122,7 @@ def everything(model: nn.Module) -> dict[str, Selection]:
 
 def regions(program: Program) -> Counter[str]:
     """Operations in a region -> how many calls of such regions there are."""
-    return Counter(" ".join(c.op for c in program.regions[call.op].definition.calls)
-                   for call in program.calls if call.op in program.regions)
+    return Counter(program.chain(c) for c in program.calls if c.op in program.regions)
 
 
 MLP = "layer_norm linear gelu linear add"
@@ -200,7 +199,7 @@ def test_variants_are_two_regions_a_block(variant: tuple[Callable[[], nn.Module]
 def test_token_mixing_is_split_around_what_is_no_leaf() -> None:
     torch.manual_seed(2)
     model = MlpMixer(img_size=64, patch_size=16, embed_dim=8, num_blocks=2, num_classes=5, mlp_ratio=(3.0, 2.0)).eval()
-    program = Compiler(model, InputSpec.image((3, 64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)), leaves=True).forward.copy()
+    program = Compiler(model, InputSpec.image((3, 64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))).forward.copy()
     assert form_regions(program) == 4
     verify(program, "form")
     assert regions(program) == {"linear gelu linear": 2, MLP: 2}
@@ -224,7 +223,7 @@ class Inverted(nn.Module):
 
 
 def test_what_is_no_leaf_is_left_alone() -> None:
-    forward = Compiler(Inverted().eval(), IMAGE, leaves=True).forward
+    forward = Compiler(Inverted().eval(), IMAGE).forward
     program = forward.copy()
     assert form_regions(program) == 0
     assert Counter(c.op for c in program.calls if c.op != VIEW) == Counter(c.op for c in forward.calls if c.op != VIEW)
@@ -233,7 +232,7 @@ def test_what_is_no_leaf_is_left_alone() -> None:
 def test_a_leaf_that_needs_tiles_becomes_a_region_of_its_own() -> None:
     """Unformed calls whose kernels take panels or a few queries: the same numbers, and every gradient update in place."""
     model = vit()
-    compiler = Compiler(model, IMAGE, leaves=True)
+    compiler = Compiler(model, IMAGE)
     plain = training_step(compiler, everything(model), False)
     wrapped = plain.copy()
     wrap_leaves(wrapped)
@@ -258,7 +257,7 @@ def test_equal_blocks_are_one_region_differentiated_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(vjp, "_differentiated", lambda region: made.append(region) or once(region))
     model = vit(depth=12)
     plan: dict[str, Selection] = {n: "all" for n, _ in model.named_parameters() if "bias" in n or "norm" in n}
-    program = training_step(Compiler(model, IMAGE, leaves=True), plan, True)
+    program = training_step(Compiler(model, IMAGE), plan, True)
     mlps = Counter(c.op for c in program.calls if c.op in program.regions and "y" in c.outputs
                    and program.regions[c.op].definition.calls[2].op == "gelu")
     assert sorted(mlps.values()) == [1, 11]
@@ -274,7 +273,7 @@ def test_partial_matrices_get_the_masked_gradient() -> None:
 
 
 def test_only_wanted_gradients_are_made() -> None:
-    program = training_step(Compiler(vit(3), IMAGE, leaves=True), {"blocks.2.norm2.bias": "all"}, True)
+    program = training_step(Compiler(vit(3), IMAGE), {"blocks.2.norm2.bias": "all"}, True)
     made = [c for c in program.calls if c.updates or any(s.startswith("d_") for s in c.outputs)]
     assert [set(c.outputs) for c in made if c.op in program.regions] == [set()]
     assert [c.updates for c in made if c.updates] == [{"beta": "blocks.2.norm2.bias"}]
@@ -290,16 +289,15 @@ def test_only_wanted_gradients_are_made() -> None:
 def test_hidden_layers_are_inside(widths: tuple[int, ...], want: list[str]) -> None:
     model = Chain(*widths).eval()
     spec = InputSpec((6, widths[0]))
-    program = Compiler(model, spec, leaves=True).forward.copy()
+    program = Compiler(model, spec).forward.copy()
     assert form_regions(program) == len(want)
-    assert [" ".join(c.op for c in program.regions[call.op].definition.calls)
-            for call in program.calls if call.op in program.regions] == want
+    assert [program.chain(c) for c in program.calls if c.op in program.regions] == want
     x = torch.randn(1, 6, widths[0])
     check(model, spec, everything(model), x.numpy(), x.double())
 
 
 def test_chosen_regions_only() -> None:
-    forward = Compiler(vit(3), IMAGE, leaves=True).forward
+    forward = Compiler(vit(3), IMAGE).forward
     program = forward.copy()
     count = form_regions(program, set())
     assert program.text() == forward.text() and count == len(candidates(forward))
@@ -338,7 +336,7 @@ def test_every_budget_trains_alike(plan: dict[str, Selection]) -> None:
     model = vit(3)
     image, _ = image_input(IMAGE)
     losses, want = interpreted(Compiler(model, IMAGE).compile(plan, None, 0.5), image, 1, 0.1, 2, 0.5)
-    compiler = Compiler(model, IMAGE, regions=True)
+    compiler = Compiler(model, IMAGE)
     smallest = compiler.smallest_ram(plan, 0.5)
     work = []
     for budget in (smallest, smallest + 8000, None):

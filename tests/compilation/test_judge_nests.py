@@ -11,7 +11,7 @@ import pytest
 
 from compilation.errors import VerificationError
 from compilation.regions.judge import judge
-from compilation.regions.loops import PANEL, ROWS, Loop, Nest, Stored, TileCall, Window
+from compilation.regions.loops import PANEL, ROWS, Axis, Loop, Nest, Stored, TileCall, Window
 from compilation.regions.run import run
 from tests.compilation import nests
 from tests.compilation.nests import Case, at, held, tile
@@ -149,6 +149,34 @@ def _copy_inside(item: Item) -> tuple[Item, ...]:
     return (item,)
 
 
+def strip(**changes: Any) -> Callable[[Nest], Nest]:
+    """Of the nest whose t stands in a strip of y: another strip."""
+    def on(nest: Nest) -> Nest:
+        where = nest.stored["t"].strip
+        assert where is not None
+        return stored("t", strip=replace(where, **changes))(nest)
+    return on
+
+
+def _tile_of_strip(item: Item) -> tuple[Item, ...]:
+    if isinstance(item, Loop) and item.variable in ("n", "n1"):
+        v, rows = item.variable, 16
+        whole, tiled = at("t", tile(v, rows), held("h", 4, 4)), at("t", held(v, rows), held("h", 4, 4))
+        body = tuple(replace(c, inputs={s: tiled if w == whole else w for s, w in c.inputs.items()},
+                             outputs={s: tiled if w == whole else w for s, w in c.outputs.items()})
+                     for c in item.body if isinstance(c, TileCall))
+        return (replace(item, body=body),)
+    return (item,)
+
+
+def _fill_first(item: Item) -> tuple[Item, ...]:
+    """The last tile of the result made by the loop of the others, too."""
+    if isinstance(item, Loop) and item.variable == "h":
+        made = TileCall("fill", {}, {"y": at("y", 37, 20)})
+        return (replace(item, body=(item.body[0], made, *item.body[1:])),)
+    return (item,)
+
+
 def _one_linear() -> Case:
     v = {"x": np.ones((8, 8)), "w": np.eye(8)}
     body = (TileCall("copy", {"x": at("x", 8, 8)}, {"y": at("a", 8, 8)}),
@@ -202,6 +230,25 @@ FAULTS: dict[str, tuple[Callable[[], Case], Callable[[Nest], Nest], str]] = {
     "state lost": (lambda: nests.attention(tm=10), calls("attention", outputs={"high": None}), "which it does not have"),
     "carried result read early": (lambda: nests.attention(tm=10), lambda n: replace(n, body=each(n.body, _copy_inside)),
                                   "before the last tile|was read before"),
+    "strip where the result is": (nests.waiting, strip(ahead=0), "may not take the place|where t has taken its place"),
+    "strip behind": (nests.waiting, lambda n: strip(ahead=-1)(loops("h", part=(1, 4))(n)), "made wholly: t stands in it"),
+    "strip before the columns": (nests.waiting, strip(ahead=-1), "reaches beyond"),
+    "strip too far ahead": (nests.waiting, strip(ahead=2), "reaches beyond"),
+    "strip of the last tile": (nests.waiting, loops("h", part=None), "reaches beyond"),
+    "strip too narrow": (nests.waiting, strip(size=2), "no 2 columns of y"),
+    "strip of a loop that is over": (nests.waiting, strip(start="h1", ahead=-1), "no loop around the call"),
+    "strip of an input": (nests.waiting, stored("t", stands="u"), "no result"),
+    "strip of a panel": (nests.waiting, stored("t", layout=PANEL), "no 4 columns of y"),
+    "strip that is a tile": (nests.waiting, lambda n: replace(n, body=each(n.body, _tile_of_strip)), "its columns|loops"),
+    "ahead of a loop, no strip": (nests.waiting, calls("add", outputs={"y": at("y", tile("n1", 16), Axis(
+        4, "h", factor=4, ahead=1))}), "only a strip"),
+    "result written ahead": (nests.waiting, lambda n: replace(n, body=each(n.body, _fill_first)), "y has taken its place"),
+    "part of an index missing": (nests.waiting, lambda n: replace(n, body=n.body[:1]), "y is not made wholly"),
+    "tile in the middle missing": (nests.waiting, loops("h", part=(0, 3)), "y is not made wholly"),
+    "parts overlap": (nests.waiting, loops("h1", part=(3, 5)), "a second time"),
+    "part beyond the index": (nests.waiting, loops("h1", part=(4, 6)), "cannot go from 4 to 6 of 5"),
+    "part within a tile": (nests.mlp, loops("n", part=(8, 37)), "cannot go from 8"),
+    "sum over a part": (nests.mlp, loops("h", part=(0, 16)), "which walks a part of its index"),
     "input written": (nests.mlp, calls("add", outputs={"y": at("x", tile("n", 16), 24)}), "is an input"),
 }
 

@@ -27,6 +27,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "mlp gradient, rows": lambda: nests.mlp_gradient(parts=ROWS),
     "attention": nests.attention,
     "attention, keys in tiles": lambda: nests.attention(tm=10),
+    "a strip of the result": nests.waiting,
+    "a strip, two tiles": lambda: nests.waiting(tiles=2),
 }
 every = pytest.mark.parametrize("name", CASES)
 

@@ -1,9 +1,10 @@
-"""Passes over the Program: streaming, narrowing, checkpoints, storage, verification, budgets, refusals."""
+"""Passes over the Program: regions, narrowing, checkpoints, storage, verification, budgets, refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,18 +16,22 @@ from compilation.cost import total_macs
 from compilation.errors import BudgetError, CaptureError, UnsupportedOperationError, VerificationError
 from compilation.memory.liveness import lifetimes, live_bytes, lower_bound
 from compilation.memory.validate import check_program_memory
+from compilation.passes.checkpoints import Order
+from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
-from compilation.passes.streams import form_streams
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program import Call, Program, Role, Tensor
 from compilation.program_file import from_json
+from compilation.scheduling import STRIDES
 from compilation.types import Type
 from compilation.verify import verify
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
 
 DEPTH = 4
+MLP = "layer_norm linear gelu linear add"
+ATTENTION = "layer_norm linear linear linear attention linear add"
 
 
 @pytest.fixture(scope="module")
@@ -41,39 +46,33 @@ def biases(compiler: Compiler) -> dict[str, Selection]:
 def test_the_import_is_fine_grained_and_complete(compiler: Compiler) -> None:
     ops = [c.op for c in compiler.forward.calls]
     assert ops[0] == "patch_embed" and ops[-1] == "linear"
-    assert ops.count("packed_attention") == DEPTH and ops.count("linear") == 4 * DEPTH + 1
+    assert ops.count("attention") == DEPTH and ops.count("linear") == 6 * DEPTH + 1
     assert not [o for o in ops if o.startswith("relax:")]
     assert {"prefix", "pos", "b"} <= compiler.forward.calls[0].inputs.keys()
 
 
-def test_chains_are_streamed_by_their_readers(compiler: Compiler) -> None:
+def test_chains_become_regions_by_their_readers(compiler: Compiler) -> None:
     program = compiler.forward.copy()
-    assert form_streams(program) == 2 * DEPTH
-    assert [c.op for c in program.calls if "block" in c.op] == ["attn_block", "mlp_block"] * DEPTH
-    verify(program, "streams")
-    spied = compiler.forward.copy()
-    hidden = next(c for c in spied.calls if c.op == "gelu").outputs["y"]
-    spied.logits = hidden                             # somebody else reads the hidden layer: it has to exist
-    assert form_streams(spied) == 2 * DEPTH - 1
-
-
-def test_streams_share_no_call() -> None:
-    """linear-relu-linear-relu-linear: the linear in the middle can belong to one stream only."""
-    layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)]
-    program = Compiler(nn.Sequential(*layers).eval(), InputSpec((6,))).forward.copy()
-    assert form_streams(program.copy(), {0}) == form_streams(program) == 2
-    assert [c.op for c in program.calls] == ["mlp_block", "relu", "mlp_block"]
-    verify(program, "streams")
+    assert form_regions(program) == 2 * DEPTH
+    assert [program.chain(c) for c in program.calls if c.op in program.regions] == [ATTENTION, MLP] * DEPTH
+    verify(program, "form")
+    for gelu in [c for c in compiler.forward.calls if c.op == "gelu"]:
+        spied = compiler.forward.copy()
+        spied.logits = gelu.outputs["y"]            # somebody else reads the hidden layer: it has to exist
+        form_regions(spied)
+        assert any(spied.logits in c.outputs.values() for c in spied.calls) and spied.logits in spied.tensors
 
 
 def test_only_the_class_token_is_computed_behind_the_last_attention(compiler: Compiler) -> None:
     program = compiler.forward.copy()
-    form_streams(program)
     narrow_rows(program)
+    form_regions(program)
     verify(program, "narrow")
-    attention = [c for c in program.calls if c.op == "attn_block"]
-    assert [c.attrs["q_rows"] for c in attention] == [17] * (DEPTH - 1) + [1]
-    behind = program.calls[program.calls.index(attention[-1]):]
+    regions = [c for c in program.calls if "attention" in program.chain(c)]
+    queries = [(d := program.regions[c.op].definition).tensors[next(a for a in d.calls if a.op == "attention").inputs["q"]]
+               for c in regions]
+    assert [q.shape[0] for q in queries] == [17] * (DEPTH - 1) + [1]
+    behind = program.calls[program.calls.index(regions[-1]):]
     assert all(program.tensors[t].shape[0] == 1 for c in behind for t in c.outputs.values())
 
 
@@ -103,7 +102,7 @@ def test_every_budget_is_kept_and_spent_on_speed(compiler: Compiler) -> None:
 def test_a_budget_below_the_smallest_is_refused_with_figures(compiler: Compiler) -> None:
     plan = biases(compiler)
     least = compiler.smallest_ram(plan)
-    with pytest.raises(BudgetError, match="attn_block_grad") as caught:
+    with pytest.raises(BudgetError, match=r"region\.\w+ \(.*attention_grad .*\) of blocks\.") as caught:
         compiler.compile(plan, least - 4)
     assert caught.value.smallest == least
     assert compiler.compile(plan, least).memory.total <= least
@@ -113,13 +112,20 @@ def test_less_recomputation_needs_no_less_memory(compiler: Compiler) -> None:
     planner = compiler.planner(biases(compiler))
     free, bounded = planner.smallest(), planner.smallest(1.5)
     assert free.ram <= bounded.ram
-    assert bounded.macs <= 1.5 * planner.unconstrained().macs
+    limit = 1.5 * planner.unconstrained().time
+    assert bounded.time <= limit
+    structure = planner.structure(0)
+    for kept, source, stride in product(structure.chain.kept_options(), structure.sources(), STRIDES):
+        for slots in range(structure.max_slots(kept) + 1):
+            other = planner._least_arena(Order(slots, source, kept, stride), int(limit), None)
+            assert other is None or other.ram >= bounded.ram
 
 
 def test_programs_survive_json(compiler: Compiler) -> None:
     program = compiler.compile(biases(compiler), 60_000).program
     again = from_json(program.to_json())
-    assert again == program and again.text() == program.text()
+    assert replace(again, regions={}) == replace(program, regions={}) and again.to_json() == program.to_json()
+    assert again.text() == program.text()
     assert again.arena_bytes == program.arena_bytes
     assert lifetimes(again) == lifetimes(program)
 
@@ -127,13 +133,13 @@ def test_programs_survive_json(compiler: Compiler) -> None:
 def spoil(program: Program, kind: str) -> None:
     calls = program.calls
     if kind == "before any call makes it":
-        calls.insert(0, calls.pop(next(i for i, c in enumerate(calls) if c.op == "mlp_block")))
+        calls.insert(0, calls.pop(next(i for i, c in enumerate(calls) if program.chain(c) == MLP)))
     elif kind == "a second time":
         calls.append(calls[1])
     elif kind == "unknown tensor":
         calls[2] = replace(calls[2], inputs={**calls[2].inputs, "x": "nowhere"})
     elif kind == "took over":
-        call = next(c for c in calls if c.op == "mlp_block")
+        call = next(c for c in calls if program.chain(c) == MLP)
         program.put(call.outputs["y"], alias=call.inputs["x"])
         again = Call("layer_norm", {"x": call.inputs["x"]}, {"y": "late"}, {"eps": 1e-6})
         program.add(Tensor("late", Type(program.tensors[call.outputs["y"]].shape), Role.ACTIVATION))
@@ -143,8 +149,8 @@ def spoil(program: Program, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["before any call makes it", "a second time", "unknown tensor", "took over"])
 def test_the_verifier_sees_what_is_wrong(compiler: Compiler, kind: str) -> None:
     program = compiler.forward.copy()
-    form_streams(program)
-    verify(program, "streams")
+    form_regions(program)
+    verify(program, "form")
     spoil(program, kind)
     with pytest.raises(VerificationError, match=kind):
         verify(program, "spoiling")

@@ -19,6 +19,7 @@ from compilation.errors import ProgramFileError
 from compilation.passes.training import Selection
 from compilation.pipeline import Compiler
 from compilation.program_file import read_program
+from compilation.regions.region import PREFIX
 from runtime.__main__ import main
 from tests.compilation.models import IMAGE
 from tests.compilation.test_gradients import vit
@@ -64,6 +65,29 @@ def call(raw: Raw, op: str, slot: str = "") -> Raw:
     return made
 
 
+def inside(raw: Raw, op: str) -> Raw:
+    """The first call of a region that this operation is in."""
+    made: Raw = next(c for c in raw["calls"] if c["op"] in raw["regions"]
+                     and op in [d["op"] for d in raw["regions"][c["op"]]["definition"]["calls"]])
+    return made
+
+
+def redefined(op: str, change: Callable[[Raw, Raw], Any]) -> Callable[[Raw], None]:
+    """An edit of the first region that this operation is in: of the whole of it, and of the operation's call. The region's
+    name and digest, which stand for what it is, are what they should be; so do all its calls name it."""
+    def edit(raw: Raw) -> None:
+        name = inside(raw, op)["op"]
+        region = raw["regions"].pop(name)
+        change(region, next(c for c in region["definition"]["calls"] if c["op"] == op))
+        region["definition"].pop("digest", None)
+        region["definition"]["digest"] = hashlib.sha256(json.dumps(region["definition"]).encode()).hexdigest()
+        new = PREFIX + hashlib.sha256(json.dumps(region).encode()).hexdigest()[:10]
+        raw["regions"][new] = region
+        for c in raw["calls"]:
+            c["op"] = new if c["op"] == name else c["op"]
+    return edit
+
+
 def tensor(raw: Raw, role: str, **wanted: Any) -> Raw:
     made: Raw = next(t for t in raw["tensors"].values() if t["role"] == role
                      and all(t[k] == v for k, v in wanted.items()))
@@ -72,7 +96,7 @@ def tensor(raw: Raw, role: str, **wanted: Any) -> Raw:
 
 def overlap(raw: Raw) -> None:
     """Two tensors of the first gradient call at one place."""
-    one = next(c for c in raw["calls"] if c["op"].endswith("_grad") and c["scratch"])
+    one = next(c for c in raw["calls"] if "dy" in c["inputs"] and c["scratch"])
     raw["tensors"][one["scratch"]]["offset"] = raw["tensors"][one["inputs"]["dy"]]["offset"]
 
 
@@ -96,14 +120,15 @@ def lost_update(raw: Raw) -> None:
 
 
 def swapped_updates(raw: Raw) -> None:
-    a, b = [c for c in raw["calls"] if c["op"] == "attn_block_grad" and "bproj" in c["updates"]][:2]
-    a["updates"]["bproj"], b["updates"]["bproj"] = b["updates"]["bproj"], a["updates"]["bproj"]
+    (a, i), (b, j) = [(c["updates"], s) for c in raw["calls"] for s, t in c["updates"].items()
+                      if t.endswith("attn.proj.bias")]
+    a[i], b[j] = b[j], a[i]
 
 
 def late_reader(raw: Raw) -> None:
     """A layer is computed again after its bias was updated."""
     at = next(i for i, c in enumerate(raw["calls"]) if "b" in c["updates"])
-    again = copy.deepcopy(call(raw, "linear"))
+    again = copy.deepcopy(next(c for c in raw["calls"] if c["op"] == "linear" and c["where"] == "head"))
     raw["tensors"]["late"] = {**tensor(raw, "activation"), "name": "late", "type": {"shape": [1, 5], "element": "f32"},
                               "alias": None, "offset": 0}
     raw["calls"].insert(at + 1, {**again, "outputs": {"y": "late"}, "scratch": None})
@@ -148,12 +173,12 @@ EDITS: dict[str, Edit] = {
     "an activation moves out of the arena": ("tight", outside, "does not say what it is for"),
     "a tensor that nobody uses": ("tight", lambda r: r["tensors"].update(
         ghost={**tensor(r, "gradient", alias=None), "name": "ghost", "offset": 100000}), "ghost"),
-    "scratch too small": ("tight", lambda r: r["tensors"][call(r, "mlp_block")["scratch"]]["type"].update(shape=[4]),
+    "scratch too small": ("tight", lambda r: r["tensors"][inside(r, "gelu")["scratch"]]["type"].update(shape=[4]),
                           "scratch and has 4"),
-    "scratch absent": ("tight", lambda r: call(r, "mlp_block").update(scratch=None), "scratch and has 0"),
-    "scratch of another call": ("tight", lambda r: call(r, "mlp_block").update(
-        scratch=call(r, "attn_block_grad")["scratch"]), "scratch"),
-    "scratch is an activation": ("tight", lambda r: call(r, "mlp_block").update(
+    "scratch absent": ("tight", lambda r: inside(r, "gelu").update(scratch=None), "scratch and has 0"),
+    "scratch of another call": ("tight", lambda r: inside(r, "gelu").update(
+        scratch=inside(r, "attention_grad")["scratch"]), "scratch"),
+    "scratch is an activation": ("tight", lambda r: inside(r, "gelu").update(
         scratch=tensor(r, "activation", alias=None)["name"]), "no scratch of its own"),
     "storage in a circle": ("tight", circle, "circle|may not take over|only results"),
     "storage of nobody": ("tight", lambda r: next(t for t in r["tensors"].values() if t["alias"]).update(alias="nobody"),
@@ -161,16 +186,17 @@ EDITS: dict[str, Edit] = {
     "storage of a constant": ("tight", lambda r: next(t for t in r["tensors"].values() if t["alias"]).update(
         alias="norm.weight"), "may not take over|not in use|shares"),
     # calls
-    "an input slot is dropped": ("tight", lambda r: call(r, "mlp_block_grad")["inputs"].pop("dy"),
+    "an input slot is dropped": ("tight", lambda r: inside(r, "gelu_grad")["inputs"].pop("dy"),
                                  "required slot dy is absent"),
     "an input slot is unknown": ("tight", lambda r: call(r, "linear")["inputs"].update(z="norm.bias"), "no slot z"),
     "an input names nothing": ("tight", lambda r: call(r, "linear")["inputs"].update(x="nothing"), "unknown tensor nothing"),
     "an output is dropped": ("tight", lambda r: call(r, "linear")["outputs"].pop("y"), "makes no y"),
     "an output goes elsewhere": ("tight", lambda r: call(r, "linear")["outputs"].update(y="norm.bias"), "norm.bias"),
     "an output slot is unknown": ("tight", lambda r: call(r, "linear")["outputs"].update(d_x="ghost"), "no slot d_x"),
-    "an operation that does not exist": ("tight", lambda r: call(r, "mlp_block").update(op="mlp_blocks"),
+    "an operation that does not exist": ("tight", lambda r: inside(r, "gelu").update(op="region.gelu"),
                                          "no such operation"),
-    "another operation": ("tight", lambda r: call(r, "mlp_block").update(op="layer_norm"), "mlp|slot|attribute"),
+    "another operation": ("tight", lambda r: inside(r, "gelu").update(op="layer_norm"), "slot|attribute"),
+    "another region": ("tight", lambda r: inside(r, "gelu").update(op=inside(r, "attention")["op"]), "slot"),
     "an operation never lowered": ("tail", lambda r: r["calls"][0].update(
         op="relax:add", attrs={"relax": ""}, outputs={"y": r["calls"][0]["outputs"]["out0"]}), "never lowered"),
     "two calls change places": ("tight", swap, "before any call makes it"),
@@ -180,22 +206,44 @@ EDITS: dict[str, Edit] = {
     "a layer is read after its update": ("tight", late_reader,
                                          "updated it|no gradient|which calls itself|by the operation's rule"),
     # attributes
-    "no rows at a time": ("tight", lambda r: call(r, "mlp_block")["attrs"].update(rows=0), "rows is 0"),
-    "three rows at a time": ("tight", lambda r: call(r, "mlp_block")["attrs"].update(rows=3), "rows is 3"),
-    "no chunk": ("tight", lambda r: call(r, "mlp_block")["attrs"].update(chunk=0), "chunk is 0"),
-    "heads that do not divide": ("tight", lambda r: call(r, "attn_block")["attrs"].update(heads=5), "5 heads do not divide"),
-    "no heads": ("tight", lambda r: call(r, "attn_block")["attrs"].update(heads=0), "heads is 0"),
-    "two query rows": ("tight", lambda r: call(r, "attn_block")["attrs"].update(q_rows=2), "one row is made or all"),
+    "no rows at a time": ("tight", lambda r: inside(r, "gelu")["attrs"].update(schedule="n/0 o/64"), "'n/0' in the"),
+    "three rows at a time": ("tight", lambda r: inside(r, "gelu")["attrs"].update(schedule="n/3 o/64"), "bytes of scratch"),
+    "tiles of nothing": ("tight", lambda r: inside(r, "gelu")["attrs"].update(schedule="z/8"), "scheduled 'z/8'"),
+    "a schedule of no word": ("tight", lambda r: inside(r, "gelu")["attrs"].update(schedule="n/8 fast"), "'fast' in the"),
+    "a schedule is a number": ("tight", lambda r: inside(r, "gelu")["attrs"].update(schedule=8), "not of type str"),
+    "heads that do not divide": ("tight", redefined("attention", lambda _, c: c["attrs"].update(heads=5)),
+                                 "q has 24 elements along h"),
+    "no heads": ("tight", redefined("attention", lambda _, c: c["attrs"].update(heads=0)), "heads is 0"),
     "an attribute is unknown": ("tight", lambda r: call(r, "linear")["attrs"].update(colour=1), "no attribute colour"),
-    "an attribute is absent": ("tight", lambda r: call(r, "attn_block")["attrs"].pop("eps"), "attribute eps is absent"),
-    "an attribute of another type": ("tight", lambda r: call(r, "linear")["attrs"].update(rows="16"), "not of type int"),
-    "an attribute is a list": ("tight", lambda r: call(r, "linear")["attrs"].update(rows=[1]), "a number or a text"),
-    "a factor is not a number": ("tight", lambda r: call(r, "attn_block")["attrs"].update(eps=float("nan")), "found NaN"),
+    "an attribute is absent": ("tight", lambda r: call(r, "layer_norm")["attrs"].pop("eps"), "attribute eps is absent"),
+    "an attribute of another type": ("tight", lambda r: call(r, "layer_norm")["attrs"].update(heads="1"), "not of type int"),
+    "an attribute is a list": ("tight", lambda r: call(r, "layer_norm")["attrs"].update(heads=[1]), "a number or a text"),
+    "a factor is not a number": ("tight", lambda r: call(r, "layer_norm")["attrs"].update(eps=float("nan")), "found NaN"),
     "patches that do not fit": ("tight", lambda r: call(r, "patch_embed")["attrs"].update(patch=3), "patches of 3 x 3"),
     "no C source": ("tail", lambda r: call(r, "tir:")["attrs"].pop("c_source"), "c_source is absent"),
     "no symbol": ("tail", lambda r: call(r, "tir:")["attrs"].update(symbol="other"), "does not define"),
     "arguments in another order": ("tail", lambda r: call(r, "tir:", "in1").update(
         inputs={"in1": "stem.weight", "in0": "input"}), "input slots are in1, in0"),
+    # regions
+    "a region is missing": ("tight", lambda r: r["regions"].pop(inside(r, "gelu")["op"]), "no such operation"),
+    "a region under another name": ("tight", lambda r: r["regions"].update(
+        {"region.0": r["regions"].pop(inside(r, "gelu")["op"])}), "under 'region.0' calls itself"),
+    "a region changed by hand": ("tight", lambda r: r["regions"][inside(r, "gelu")["op"]]["definition"]["calls"][2].update(
+        op="relu"), "content is not what its digest names"),
+    "a region of another attribute": ("tight", redefined("layer_norm", lambda _, c: c["attrs"].pop("eps")), "eps is absent"),
+    "a region that is not of leaves": ("tight", redefined("gelu", lambda _, c: c.update(op="relu_", attrs={})),
+                                       "no such operation"),
+    "a region of another order": ("tight", redefined("gelu", lambda d, _: d["definition"]["calls"].reverse()),
+                                  "before any call makes it"),
+    "a region of other shapes": ("tight", redefined("gelu", lambda d, _: d["definition"]["tensors"]["x"]["type"].update(
+        shape=[16, 24])), "by the operation's rule|do not fit"),
+    "a region without a result": ("tight", redefined("gelu", lambda d, _: d.update(results=[])), "do not make the results"),
+    "a region with a result twice": ("tight", redefined("gelu", lambda d, _: d.update(results=["y", "y"])),
+                                     "do not make the results"),
+    "a region that makes another's result": ("tight", redefined("gelu", lambda d, _: d.update(results=["z"])),
+                                             "do not make the results z"),
+    "a region that is an update": ("tight", redefined("gelu_grad", lambda d, _: d["definition"]["calls"][-2].update(
+        updates={"gamma": "gamma"})), "not trained|cannot update"),
     # tensors and weights
     "a parameter of another shape": ("tight", lambda r: r["tensors"]["head.bias"]["type"].update(shape=[4]),
                                      "elements along"),
@@ -236,7 +284,7 @@ EDITS: dict[str, Edit] = {
                                      "unknown|gradients for"),
     "an update of a slot that is none": ("tight", lambda r: call(r, "linear_grad")["updates"].update(dy="head.bias"),
                                          "cannot update slot dy"),
-    "two updates change places": ("tight", swapped_updates, "no attn_block has the parameters"),
+    "two updates change places": ("tight", swapped_updates, "no other call has the parameters"),
     # the whole
     "prediction of nothing": ("tight", _set("predict_calls", 0), "a prediction is the first 0 calls"),
     "prediction beyond the end": ("tight", _set("predict_calls", 999), "first 999 calls"),
@@ -277,7 +325,7 @@ def test_edits_by_hand_are_refused(texts: dict[str, str], name: str, tmp_path: P
 def test_a_change_that_makes_sense_is_noticed_too(texts: dict[str, str], tmp_path: Path) -> None:
     """Another eps is a well-formed Program, but not the one that was compiled."""
     raw = json.loads(texts["tight"])
-    call(raw, "attn_block")["attrs"]["eps"] = 1e-5
+    redefined("layer_norm", lambda _, c: c["attrs"].update(eps=1e-5))(raw)
     (tmp_path / "program.json").write_text(json.dumps(raw))
     with pytest.raises(ProgramFileError, match="changed by hand"):
         read_program(tmp_path / "program.json")
@@ -331,6 +379,25 @@ def test_random_damage_is_refused_in_one_line(texts: dict[str, str], tmp_path: P
             refused += 1
             assert "\n" not in str(error)
     assert refused > 480
+
+
+def test_random_damage_in_a_region_is_refused_in_one_line(texts: dict[str, str], tmp_path: Path) -> None:
+    """The same in what a region says of its tensors, calls and results, its name and digest made anew."""
+    rng = random.Random(1)
+    refused = 0
+    for i in range(200):
+        raw = json.loads(texts["tight"])
+
+        def change(region: Raw, _: Raw, i: int = i) -> None:
+            _damage((region["definition"]["tensors"], region["definition"]["calls"], region["results"])[i % 3], rng)
+
+        redefined(("gelu", "attention", "gelu_grad", "attention_grad")[i % 4], change)(raw)
+        try:
+            read_program(write(raw, tmp_path / "program.json"))
+        except ProgramFileError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 170
 
 
 def _damage(raw: Any, rng: random.Random) -> None:

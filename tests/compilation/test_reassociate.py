@@ -37,7 +37,7 @@ ATTENTION = "blocks.1.attn"
 
 def forward(model: nn.Module, spec: InputSpec) -> tuple[Program, Program]:
     """One row where one is read; and with its query projected."""
-    program = import_model(capture(model, spec, importable()), "vit", leaves=True)
+    program = import_model(capture(model, spec, importable()), "vit")
     narrow_rows(program)
     return program, project_queries(program)
 
@@ -107,7 +107,7 @@ PLANS: dict[str, dict[str, Selection]] = {
 def test_steps_train_like_torch(name: str, tight: bool) -> None:
     """In float64 on the references, and in C, at the smallest budget, too."""
     model = vit()
-    compiler = Compiler(model, IMAGE, regions=True)
+    compiler = Compiler(model, IMAGE)
     budget = compiler.smallest_ram(PLANS[name]) if tight else None
     made = compiler.compile(PLANS[name], budget)
     calls = [*made.program.calls, *(c for r in made.program.regions.values() for c in r.definition.calls)]
@@ -122,7 +122,7 @@ def test_steps_train_like_torch(name: str, tight: bool) -> None:
         final = np.concatenate([machine.memory[t.name].ravel() for t in part.tensors])
         expected, before = (part.of(values[part.parameter]) for values in (want, start))
         np.testing.assert_allclose(final, expected, rtol=0, atol=1e-9 * np.abs(expected - before).max())
-    trains_like_torch(vit(), IMAGE, PLANS[name], budget, regions=True)
+    trains_like_torch(vit(), IMAGE, PLANS[name], budget)
 
 
 @pytest.mark.parametrize("tight", [False, True])
@@ -130,20 +130,19 @@ def test_more_heads_than_queries_of_a_call(tight: bool) -> None:
     plan: dict[str, Selection] = dict.fromkeys(("blocks.0.norm1.weight", "blocks.1.attn.qkv.bias", "head.bias"), "all")
     model = Vit(20, 34, 17, 12, True)
     spec = InputSpec(model.shape)
-    budget = Compiler(model, spec, regions=True).smallest_ram(plan) if tight else None
-    made = trains_like_torch(model, spec, plan, budget, regions=True)
+    budget = Compiler(model, spec).smallest_ram(plan) if tight else None
+    made = trains_like_torch(model, spec, plan, budget)
     assert made.bound == made.memory.arena
 
 
 def test_a_layer_of_keys_whose_bias_nobody_reads() -> None:
     """Named in a plan it is a constant; what the model does not have is refused."""
-    compiler = Compiler(Separate(), InputSpec((7, 12)), regions=True)
+    compiler = Compiler(Separate(), InputSpec((7, 12)))
     made = compiler.compile({"k.bias": "all", "v.bias": "all"})
     assert not any(n.startswith("k.bias") for n in made.program.tensors) and made.trained_parameters == 12
     with pytest.raises(PlanError, match="does not have"):
         compiler.compile({"kk.bias": "all"})
-    trains_like_torch(Separate(), InputSpec((7, 12)), {n: "all" for n, _ in Separate().named_parameters() if n != "k.bias"},
-                      regions=True)
+    trains_like_torch(Separate(), InputSpec((7, 12)), {n: "all" for n, _ in Separate().named_parameters() if n != "k.bias"})
 
 
 class Separate(nn.Module):
@@ -166,7 +165,7 @@ def test_where_it_costs_memory_the_smallest_step_is_without() -> None:
     """The planner weighs both where a projected query binds; then the budget decides."""
     model = Vit(2, 16, 4, 12, True)
     plan: dict[str, Selection] = {"blocks.1.mlp.0.weight": "all"}
-    planner = Compiler(model, InputSpec(model.shape), regions=True).planner(plan)
+    planner = Compiler(model, InputSpec(model.shape)).planner(plan)
     assert planner.plain is not None and planner.plain.plain is None
     least = planner.smallest()
     assert least.ram == planner.plain.smallest().ram < planner._smallest(None).ram

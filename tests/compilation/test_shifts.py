@@ -27,7 +27,7 @@ PACKED = "blocks.1.attn.qkv.bias"
 
 
 def found(model: nn.Module, spec: InputSpec) -> set[str]:
-    return set(unfelt(Compiler(model, spec, regions=True).forward))
+    return set(unfelt(Compiler(model, spec).forward))
 
 
 def gradients(model: nn.Module, spec: InputSpec) -> dict[str, float]:
@@ -58,7 +58,7 @@ def test_in_a_vision_transformer(model: nn.Module, expected: str) -> None:
 def packed() -> tuple[nn.Module, Compiled]:
     model = vit()
     plan = {n: "all" for n, _ in model.named_parameters() if n.endswith("bias")}
-    return model, Compiler(model, inputs(model)[0], regions=True).compile(dict(plan))
+    return model, Compiler(model, inputs(model)[0]).compile(dict(plan))
 
 
 def test_they_take_no_memory_and_the_rest_is_one_parameter(packed: tuple[nn.Module, Compiled]) -> None:
@@ -91,8 +91,8 @@ def test_a_parameter_that_is_a_constant_altogether() -> None:
     model = Classifier(Attend)
     plan = {n: "all" for n, _ in model.named_parameters()}
     kept = {n: s for n, s in plan.items() if not n.endswith("k.bias")}
-    made = trains_like_torch(model, InputSpec((ROWS, WIDTH)), dict(kept), regions=True)
-    whole = Compiler(model.float(), InputSpec((ROWS, WIDTH)), regions=True).compile(dict(plan))
+    made = trains_like_torch(model, InputSpec((ROWS, WIDTH)), dict(kept))
+    whole = Compiler(model.float(), InputSpec((ROWS, WIDTH))).compile(dict(plan))
     assert whole.program.text() == made.program.text()
     report: Any = SimpleNamespace(program=whole.program, plan=plan, validation=SimpleNamespace(tensors=[]))
     constant = [r for r in plan_rows(report) if r["count"] == "0"]
@@ -101,7 +101,7 @@ def test_a_parameter_that_is_a_constant_altogether() -> None:
 
 
 def test_a_plan_of_constants_alone_trains_nothing() -> None:
-    made = Compiler(Classifier(Attend), InputSpec((ROWS, WIDTH)), regions=True).compile({"layers.0.k.bias": "all"})
+    made = Compiler(Classifier(Attend), InputSpec((ROWS, WIDTH))).compile({"layers.0.k.bias": "all"})
     assert made.memory.trained == 0 and not trained_parts(made.program)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compilation.ops import REGISTRY, Op, Sample
-from tests.compilation.kernel_library import In, Sink, Step, build, site_of, structures, trained_part
+from tests.compilation.kernel_library import In, Memory, Out, Sink, Step, build, matrix, site_of, structures, trained_part
 from tests.compilation.windows import Home, Leaf, layouts, tilings, whole_site
 
 BLOCK = 256                 # VT_BLOCK: a sum is added up in blocks of so many terms
@@ -151,3 +151,63 @@ def test_sgd_on_windows_of_rows(layout: str, library: ct.CDLL) -> None:
         args.ld = 21
         library.vt_sgd(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
     np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["rows", "panel", "spread"])
+def test_fill_clears_a_window(layout: str, library: ct.CDLL) -> None:
+    home = Home((9, 21), layout, np.float32(3.0))
+    home.array[...] = 3.0
+    args = structures()["vt_fill_zero_args"]()
+    args.y, args.n, args.c = home.window(Out, 2, 5), 4, 11
+    library.vt_fill_zero(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
+    expected = np.full((9, 21), 3.0)
+    expected[2:6, 5:16] = 0.0
+    np.testing.assert_array_equal(home.array, expected)
+    assert home.intact()
+
+
+@pytest.mark.parametrize("sample", samples(REGISTRY["apply"]), ids=["whole", "columns", "rows"])
+def test_apply_takes_the_trained_part_of_a_window(sample: Sample, library: ct.CDLL) -> None:
+    memory, (axis, index) = Memory(), sample.parts.get("w", ("rows", list(range(7))))
+    args = structures()["vt_apply_weight_args"]()
+    args.w, w = matrix(memory, sample, "w", True)
+    g = np.zeros((7, 9))
+    g[(slice(None), index) if axis == "cols" else (index,)] = sample.inputs["d_w"]
+    expected = sample.inputs["w"] - 0.05 * g
+    for o, c in ((slice(0, 3), slice(0, 5)), (slice(3, 7), slice(0, 5)), (slice(0, 7), slice(5, 9))):
+        rows = [i for i in range(*o.indices(7)) if axis == "cols" or i in index]
+        cols = [i for i in range(*c.indices(9)) if axis == "rows" or i in index]
+        part = memory.array(g[np.ix_(rows, cols)])
+        args.w_sink, args.d_w = Sink(None, w.ctypes.data, None, 0), In(part.ctypes.data, len(cols), 1)
+        args.o, args.c, args.o_at, args.c_at = o.stop - o.start, c.stop - c.start, o.start, c.start
+        library.vt_apply_weight(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
+    np.testing.assert_allclose(w, trained_part(sample, "w", expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sample", [s for s in samples(REGISTRY["linear_grad"]) if "d_w" in s.wants],
+                         ids=lambda s: " ".join([str(s.inputs["dy"].shape), *s.inputs, *(a for a, _ in s.parts.values())]))
+def test_weight_gradient_summed_in_a_buffer_of_the_window(sample: Sample, library: ct.CDLL) -> None:
+    """The buffer has the window's trained rows and columns alone, and takes the tiles of tokens one after another."""
+    memory, (n, o), c = Memory(), sample.inputs["dy"].shape, sample.inputs["w"].shape[1]
+    axis, index = sample.parts.get("w", ("rows", list(range(o))))
+    args = structures()["vt_linear_grad_args"]()
+    args.w, _ = matrix(memory, sample, "w", True)
+    given = {s: memory.array(sample.inputs[s]) for s in ("x", "x_part", "dy") if s in sample.inputs}
+    whole = sample.inputs["dy"].T @ sample.inputs["x"] if "x" in given else np.zeros((o, c))
+    if "x" not in given:
+        whole[:, index] = sample.inputs["dy"].T @ sample.inputs["x_part"]
+    for o0, o1, c0, c1 in ((0, o // 3, 0, c // 2), (o // 3, o, 0, c // 2), (0, o, c // 2, c)):
+        rows = [i for i in range(o0, o1) if axis == "cols" or i in index]
+        cols = [i for i in range(c0, c1) if axis == "rows" or i in index]
+        made = memory.output((len(rows), len(cols)))
+        for t0 in range(0, n, 4):
+            args.dy = In(given["dy"][t0:, o0:].ctypes.data, o, 1)
+            if "x" in given:
+                args.x = In(given["x"][t0:, c0:].ctypes.data, c, 1)
+            else:
+                args.x_part = In(given["x_part"][t0:].ctypes.data, len(index), 1)
+            args.d_w = Sink(made.ctypes.data, None, None, int(t0 > 0), 1)
+            args.n, args.o, args.c, args.o_at, args.c_at, args.k = min(4, n - t0), o1 - o0, c1 - c0, o0, c0, len(index)
+            library.vt_linear_grad(ct.byref(args), ct.byref(Step(0.05, 0.0, None)))
+        np.testing.assert_allclose(made, whole[np.ix_(rows, cols)], rtol=0, atol=TOLERANCE * np.abs(whole).max())
+    assert memory.intact()

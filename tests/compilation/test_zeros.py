@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from algorithm.models.gate import add_gate
 from algorithm.models.gram import add_gram
 from algorithm.models.lora import add_lora
 from compilation.passes.training import Selection
+from compilation.pieces import pieces
 from compilation.pipeline import Compiled, Compiler
 from compilation.program import Program
 from compilation.scheduling import Planner
@@ -58,10 +60,12 @@ def plan_of(model: nn.Module, which: str) -> dict[str, Selection]:
             if TRAINED[which](n)}
 
 
-def anatomy(program: Program) -> tuple[list[object], list[object]]:
-    """The Program without the names of its tensors, which tell of the module that was there."""
-    return ([(c.op, c.attrs, [*c.inputs], [*c.outputs], c.updates) for c in program.calls],
-            [(t.role, t.type, t.offset) for t in program.tensors.values()])
+def anatomy(program: Program) -> tuple[list[object], Counter[object]]:
+    """The Program without the names of its tensors and the paths of its calls, which tell of the module that was there."""
+    inside = {name: tuple((c.op, c.attrs, c.inputs, c.outputs) for c in region.definition.calls)
+              for name, region in program.regions.items()}
+    calls: list[object] = [(inside.get(c.op, c.op), c.attrs, [*c.inputs], [*c.outputs], c.updates) for c in program.calls]
+    return calls, Counter((t.role, t.type, t.offset) for t in program.tensors.values())
 
 
 @pytest.mark.parametrize("tight", [False, True], ids=["kept", "streamed"])
@@ -104,7 +108,7 @@ def test_what_the_plan_trains_is_kept(trained: str) -> None:
     compiler = Compiler(model, IMAGE)
     forward = compiler.planner(plan).forward
     assert {n for n in forward.tensors if n.endswith(("_a", "_b", "_w")) and n.startswith("blocks.0")} == set()
-    assert set(plan) <= forward.tensors.keys() < compiler.forward.tensors.keys()
+    assert set(plan) <= pieces(forward).keys() < pieces(compiler.forward).keys()
     check(model, IMAGE, plan, image, x, steps=2, momentum=0.5)
 
 

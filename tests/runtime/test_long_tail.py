@@ -39,7 +39,7 @@ class Gated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(x)
-        return self.head((torch.sigmoid(self.a(x)) * torch.tanh(self.b(x)) + x).mean(1))
+        return self.head((1 / (1 + torch.exp(-self.a(x))) * torch.log(1 + torch.exp(self.b(x))) + x).mean(1))
 
 
 class Mixer(nn.Module):

@@ -19,8 +19,8 @@ from compilation.pipeline import Compiled, Compiler
 from compilation.program_file import from_json
 from compilation.verify import verify
 from runtime.codegen import generate
-from runtime.codegen.generate import TrainedEntry, trained_entries
-from runtime.codegen.layout import Layout, lay_out, weights_image
+from runtime.codegen.generate import trained_entries
+from runtime.codegen.layout import lay_out, weights_image
 from runtime.simulator import Simulator
 from runtime.validate import compare, require_fit
 from tests.compilation.in_c import trains_like_torch
@@ -35,46 +35,54 @@ PLANS: dict[str, dict[str, Selection]] = {
     "bias": {BIAS: "all"}}
 
 
-def compiled(plan: dict[str, Selection], leaves: bool, momentum: float = 0.0) -> Compiled:
+def compiled(plan: dict[str, Selection], momentum: float = 0.0) -> Compiled:
     model = vit()
-    return Compiler(model, inputs(model)[0], leaves=leaves).compile(plan, momentum=momentum)
+    return Compiler(model, inputs(model)[0]).compile(plan, momentum=momentum)
 
 
-def rows(table: list[TrainedEntry], layout: Layout) -> dict[str, Any]:
-    """The table without what the order of parameters decides, the lists of indices spelled out."""
-    return {e.name: (e.count, e.rows, e.cols, e.axis, layout.tables.get(e.index)) for e in table}
+def stored(value: np.ndarray, selection: Selection) -> tuple[np.ndarray, str]:
+    """What is trained of a parameter, as a matrix, and along which axis it is a part."""
+    whole = np.atleast_2d(value)
+    if selection == "all":
+        return whole, ""
+    (axis, index), = selection.items()  # type: ignore[union-attr]
+    return np.take(whole, index, int(axis == "cols")), axis
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_trained_block_is_that_of_the_parameters(name: str, momentum: float) -> None:
-    """The same table and bytes as where the parameter is not cut; and the Program goes through a file."""
-    found = {}
-    for leaves in (False, True):
-        made = compiled(PLANS[name], leaves, momentum)
-        layout = lay_out(made.program)
-        table = trained_entries(made.program, layout)
-        image = weights_image(made.program, layout, made.values)
-        values = {e.name: image[layout.initial_offset + 4 * e.offset:layout.initial_offset + 4 * (e.offset + e.count)]
-                  for e in table}
-        found[leaves] = rows(table, layout), values, layout.sizes["trained"], layout.sizes["state"]
-        assert from_json(made.program.to_json()).digest() == made.program.digest()
-        parameters = {n: p.detach().numpy() for n, p in vit().named_parameters()}
-        scaled = {"image.scale": made.values["image.scale"], "image.shift": made.values["image.shift"]}
-        indices = {n: v for n, v in made.values.items() if v.dtype != np.float32}
-        assert weights_image(made.program, layout, {**parameters, **scaled, **indices}) == image
-    assert found[True] == found[False]
+    """A row of the table for each parameter, cut or not, and its trained rows or columns as they are in it; so they are
+    written, from pieces or from whole parameters; and the Program goes through a file."""
+    made = compiled(PLANS[name], momentum)
+    parameters = {n: p.detach().numpy() for n, p in vit().named_parameters()}
+    layout = lay_out(made.program)
+    table = {e.name: e for e in trained_entries(made.program, layout)}
+    image = weights_image(made.program, layout, made.values)
+    assert table.keys() == PLANS[name].keys()
+    size = 0
+    for n, selection in PLANS[name].items():
+        want, axis = stored(parameters[n], selection)
+        entry, begin = table[n], layout.initial_offset + 4 * table[n].offset
+        assert (entry.count, entry.rows, entry.cols, entry.axis) == (want.size, *want.shape, axis)
+        assert layout.tables.get(entry.index) == (list(*selection.values()) if isinstance(selection, dict) else None)
+        assert image[begin:begin + 4 * entry.count] == np.ascontiguousarray(want).tobytes()
+        size += 4 * want.size
+    assert (layout.sizes["trained"], layout.sizes["state"]) == (size, size if momentum else 0)
+    assert from_json(made.program.to_json()).digest() == made.program.digest()
+    scaled = {"image.scale": made.values["image.scale"], "image.shift": made.values["image.shift"]}
+    indices = {n: v for n, v in made.values.items() if v.dtype != np.float32}
+    assert weights_image(made.program, layout, {**parameters, **scaled, **indices}) == image
 
 
 def test_it_is_cut_where_it_should_be() -> None:
     for name, plan in PLANS.items():
-        cut, whole = pieces(compiled(plan, True).program), pieces(compiled(plan, False).program)
-        assert {t.first for t in cut[QKV]} == {0, 24, 48} and {t.first for t in whole[QKV]} == {0}, name
+        assert {t.first for t in pieces(compiled(plan).program)[QKV]} == {0, 24, 48}, name
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_verdicts_speak_of_the_parameter(name: str) -> None:
-    program = compiled(PLANS[name], True).program
+    program = compiled(PLANS[name]).program
     start = {n: p.detach().numpy() for n, p in vit().named_parameters() if n in PLANS[name]}
     rng = np.random.default_rng(0)
     final = {n: v + rng.normal(size=v.shape) for n, v in start.items()}
@@ -93,15 +101,15 @@ def test_verdicts_speak_of_the_parameter(name: str) -> None:
                          ids=["all", "columns", "rows"])
 def test_a_packed_layer_trains_in_c(plan: dict[str, Selection] | None) -> None:
     """Its halves are made apart; everything that is compared goes by the parameter's name."""
-    made = trains_like_torch(Classifier(lambda: Gated(True)), InputSpec((6, WIDTH)), plan, leaves=True)
+    made = trains_like_torch(Classifier(lambda: Gated(True)), InputSpec((6, WIDTH)), plan)
     assert len(pieces(made.program)["layers.0.layers.0.weight"]) >= 2
-    assert {c.op for c in made.program.calls} >= {"silu", "mul", "linear"}
+    assert {op for c in made.program.calls for op in made.program.chain(c).split()} >= {"silu", "mul", "linear"}
 
 
 def test_the_simulator_reads_and_writes_whole_parameters(tmp_path: Path) -> None:
     model = Classifier(lambda: Gated(True))
     plan: dict[str, Selection] = {"layers.0.layers.0.weight": {"rows": [3, 11, 12, 23]}, "layers.0.layers.0.bias": "all"}
-    made = Compiler(model, InputSpec((6, WIDTH)), leaves=True).compile(plan)
+    made = Compiler(model, InputSpec((6, WIDTH))).compile(plan)
     generate(made.program, made.values, tmp_path / "c")
     whole = {n: torch.randn_like(p).numpy() for n, p in model.named_parameters() if n in plan}
     with Simulator(tmp_path / "c", made.program) as simulator:
@@ -118,11 +126,11 @@ def test_wrong_selections_are_refused_by_the_parameter_s_name() -> None:
     for selection, text in (({"rows": [72]}, rf"{QKV}: rows must be .* within 0..71"), ({"cols": [24]}, "within 0..23"),
                             ({"rows": [5, 3]}, "ascending")):
         with pytest.raises(PlanError, match=text):
-            compiled({QKV: selection}, True)  # type: ignore[dict-item]
+            compiled({QKV: selection})  # type: ignore[dict-item]
 
 
 def test_pieces_that_do_not_fit_together_are_refused() -> None:
-    program = compiled({QKV: "all"}, True).program
+    program = compiled({QKV: "all"}).program
     part = trained_parts(program)[0]
     assert len(part.tensors) == 3 and astuple(part)[3:6] == ((72, 24), (72, 24), None)
     overlapping = program.copy()

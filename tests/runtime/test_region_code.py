@@ -14,6 +14,7 @@ from compilation.ops import REGISTRY
 from compilation.passes.rewrite import site
 from compilation.program import Call, Program, Role, Tensor
 from compilation.regions.region import Region
+from compilation.target import CORTEX_M
 from compilation.types import BYTES, LABEL, Type
 from runtime.codegen import generate
 from runtime.simulator import Simulator
@@ -73,7 +74,7 @@ def test_two_calls_of_a_region_are_one_function(schedule: float, tmp_path: Path)
     program = two_blocks("")
     region, = program.regions.values()
     assert isinstance(region, Region)
-    found = [str(s.attrs["schedule"]) for s in region.settings(site(program, program.calls[0]))]
+    found = [str(s.attrs["schedule"]) for s in region.settings(site(program, program.calls[0]), CORTEX_M)]
     program = two_blocks(found[int(schedule * (len(found) - 1))])
     values = {n: rng.normal(1.0, 0.5, t.shape).astype(np.float32) for n, t in program.tensors.items()
               if t.role is Role.CONSTANT}
