@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 
 from compilation.cost import call_time, fixed_bytes, total_macs, total_time
@@ -15,7 +16,7 @@ from compilation.passes.checkpoints import Order, Scheduler
 from compilation.passes.form import form_regions
 from compilation.passes.narrow import narrow_rows
 from compilation.passes.products import order_products, shrink_factors
-from compilation.passes.reassociate import project_queries
+from compilation.passes.reassociate import is_projected, project_queries
 from compilation.passes.shifts import drop_unread, unfelt
 from compilation.passes.storage import share_storage, tune
 from compilation.passes.training import (
@@ -32,7 +33,7 @@ from compilation.passes.weigh import Scales, Step
 from compilation.passes.wrap import wrap_leaves
 from compilation.passes.zeros import drop_zeros
 from compilation.pieces import names
-from compilation.program import Program
+from compilation.program import Call, Program
 from compilation.target import CORTEX_M, Target
 from compilation.tvm_adapter import differentiate, lower_tail
 from compilation.verify import verify
@@ -132,21 +133,31 @@ class Planner:
 
     forward: the imported Program (never changed). plan: parameter -> selection. momentum: of the SGD on the device.
     zero: the parameters that are all zero; what they make is left out where the plan does not train them.
-    target: the core whose time is minimised.
+    target: the core whose time is minimised. project: single queries instead of their keys and values; where that costs
+    memory, `plain` does not.
     """
 
     def __init__(self, forward: Program, plan: dict[str, Selection], shapes: dict[str, tuple[int, ...]],
-                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), target: Target = CORTEX_M) -> None:
+                 momentum: float = 0.0, zero: frozenset[str] = frozenset(), target: Target = CORTEX_M,
+                 project: bool = True) -> None:
         self.forward = drop_zeros(forward, frozenset(names(forward, zero)), names(forward, trained_names(plan))).copy()
         self.plan, self.shapes, self.momentum, self.target = plan, shapes, momentum, target
         narrow_rows(self.forward)           # first: a region of one row is another than that of them all
         order_products(self.forward)
         shrink_factors(self.forward)
         self.unfelt = unfelt(self.forward)
-        self.forward = project_queries(self.forward)
+        self._plain: Callable[[], Planner] | None = None
+        if project and (projected := project_queries(self.forward)) is not self.forward:
+            self.forward = projected
+            self._plain = partial(Planner, forward, plan, shapes, momentum, zero, target, project=False)
         self.chains = form_regions(self.forward.copy())
         self._structures: dict[int, Structure] = {}
         self._unconstrained: Schedule | None = None
+
+    @cached_property
+    def plain(self) -> Planner | None:
+        """The schedules without projected queries; None where there is none."""
+        return self._plain() if self._plain else None
 
     def structure(self, whole: int) -> Structure:
         """The training step with the last `whole` chains computed as whole tensors and all others streamed."""
@@ -200,6 +211,12 @@ class Planner:
         max_recompute: of the schedules with at most so many times the estimated time of no recomputation
         (of all, when none of them is that fast).
         """
+        found = self._smallest(max_recompute)
+        if self.plain and is_projected(found.program, binding_call(found.program)):
+            found = min(found, self.plain.smallest(max_recompute), key=lambda s: s.ram)
+        return found
+
+    def _smallest(self, max_recompute: float | None) -> Schedule:
         structure = self.structure(0)
         starts = [(source, kept) for kept in structure.chain.kept_options() for source in structure.sources()]
         if max_recompute is not None:
@@ -248,7 +265,9 @@ class Planner:
     def fastest(self, budget: int) -> Schedule | None:
         """The schedule with the least estimated time within `budget` bytes of RAM; None if none fits."""
         best = self._explore(budget)
-        return self._make(best.whole, best.order, best.arena) if best else None
+        if best:
+            return self._make(best.whole, best.order, best.arena)
+        return self.plain.fastest(budget) if self.plain else None
 
     def _explore(self, budget: int) -> Weighed | None:
         """For each way of streaming, of starting recomputation and of keeping the upper segments, the most checkpoints
@@ -296,12 +315,16 @@ def first(end: int, holds: Callable[[int], bool], start: int = 0) -> int:
     return bisect_left(range(min(at, end)), True, low, key=holds)
 
 
+def binding_call(program: Program) -> Call:
+    """The call at which most bytes live."""
+    live = live_bytes(program, lifetimes(program))
+    return program.calls[max(range(len(live)), key=live.__getitem__)]
+
+
 def binding(program: Program) -> str:
-    """The call at which most bytes live, and what they are: for messages."""
-    life = lifetimes(program)
-    live = live_bytes(program, life)
-    at = max(range(len(live)), key=live.__getitem__)
-    call = program.calls[at]
+    """That call, and what lives there: for messages."""
+    life, call = lifetimes(program), binding_call(program)
+    live, at = live_bytes(program, life), program.position(call)
     tensors = sorted(((program.tensors[n].bytes, n) for n, (a, b) in life.items() if a <= at < b), reverse=True)
     listed = ", ".join(f"{n} {b:,}" for b, n in tensors[:6])
     made_of = f" ({program.chain(call)})" if call.op in program.regions else ""

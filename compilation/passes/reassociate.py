@@ -30,6 +30,13 @@ def project_queries(program: Program) -> Program:
     return program
 
 
+def is_projected(program: Program, call: Call) -> bool:
+    """Whether a call, or one that its region consists of, is there for a projected query."""
+    made = {name for op in REGISTRY.values() for n in op.by_head or () for name in (n, REGISTRY[n].gradient)}
+    calls = program.regions[call.op].definition.calls if call.op in program.regions else [call]
+    return any(c.op in made for c in calls)
+
+
 def _projected(program: Program, call: Call, keys: Call, values: Call) -> Program:
     """One attention to what keys and values are made of, in the place of that to them."""
     other, op, sizes = program.copy(), REGISTRY[call.op], REGISTRY[call.op].bind(site(program, call))

@@ -82,7 +82,7 @@ def _structures(work: Statements, split: bool) -> Iterator[Structure]:
     heads = [x for x in features if _factor(work, x) > 1]       # nothing is gained by heads inside of tokens
     for outside in ([*heads, *some] for some in _subsets([x for x in features if x not in heads])):
         for blocked in (False, True) if keys else (False,):
-            for one in (False, True) if tall > 1 else (True,):
+            for one in (False, True) if tall > 1 and not (blocked and min(x.size for x in keys) <= 2) else (True,):
                 for choices in _choices(work, blocked, bool(outside), split):
                     yield _structure(work, outside, [f for f in features if f not in outside], tokens, keys, blocked, one,
                                      choices)

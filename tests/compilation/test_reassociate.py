@@ -130,8 +130,8 @@ def test_more_heads_than_queries_of_a_call(tight: bool) -> None:
     plan: dict[str, Selection] = dict.fromkeys(("blocks.0.norm1.weight", "blocks.1.attn.qkv.bias", "head.bias"), "all")
     model = Vit(20, 34, 17, 12, True)
     spec = InputSpec(model.shape)
-    budget = Compiler(model, spec, regions=True).smallest_ram(plan) if tight else None
-    made = trains_like_torch(model, spec, plan, budget, regions=True)
+    budget = Compiler(model, spec).smallest_ram(plan) if tight else None
+    made = trains_like_torch(model, spec, plan, budget)
     assert made.bound == made.memory.arena
 
 
@@ -159,3 +159,15 @@ class Separate(nn.Module):
         q, k, v = (f(u).view(1, 7, 3, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
         o = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 7, 12)
         return self.head((x + o)[:, 0])
+
+
+def test_where_it_costs_memory_the_smallest_step_is_without() -> None:
+    """The planner weighs both where a projected query binds; then the budget decides."""
+    model = Vit(2, 16, 4, 12, True)
+    plan: dict[str, Selection] = {"blocks.1.mlp.0.weight": "all"}
+    planner = Compiler(model, InputSpec(model.shape)).planner(plan)
+    assert planner.plain is not None and planner.plain.plain is None
+    least = planner.smallest()
+    assert least.ram == planner.plain.smallest().ram < planner._smallest(None).ram
+    fits = planner.fastest(least.ram)
+    assert fits is not None and fits.ram == least.ram and planner.fastest(least.ram - 1) is None
