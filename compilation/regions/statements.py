@@ -157,12 +157,15 @@ def statements(definition: Program, results: tuple[str, ...], parts: Mapping[str
     types = {n: t.type for n, t in definition.tensors.items()}
     calls = with_copies(normal_calls(definition, results, split), set(results) - set(updates), types)
     found = chains(calls, results, types)
-    shared = [c for c in found if is_shared(c, calls, results) and not _is_small(types[c.root], definition)]
+    may = [c for c in found if is_shared(c, calls, results) and not _is_small(types[c.root], definition)]
+    shared = [c for c in may if not c.rest]
     standing = [c for c in found if c.root in results]
     if left := [c for c in found if c not in shared and c not in standing]:
         trial = dict(types)
         sums, others = merged(calls, standing, shared, trial)
-        standing += _standing(_connected(definition, results, sums, others, trial, parts), left)
+        left = _standing(_connected(definition, results, sums, others, trial, parts), left)
+        shared += [c for c in left if c in may]
+        standing += [c for c in left if c not in may]
     sums, calls = merged(calls, standing, shared, types)
     work = _connected(definition, results, sums, calls, types, parts)
     for s in work.all:

@@ -34,11 +34,16 @@ class Chain:
         """The terms whose calls write into the sum or add to it."""
         return self.adders if self.begun else self.terms
 
-    def first(self) -> Iterator[Call]:
-        """The additions that are left, the last of which begins the sum."""
+    @property
+    def shares(self) -> list[str]:
+        """The terms that a reader takes each by itself, those of `begun` as one."""
+        return self.adders + ([f"{self.root}.0"] if self.begun else self.rest)
+
+    def first(self, root: str) -> Iterator[Call]:
+        """The additions that are left, the last of which makes `root`."""
         before = self.rest[0] if self.begun else ""
         for n, t in enumerate(self.rest[1:] if self.begun else (), 1):
-            name = self.root if n == len(self.rest) - 1 else f"{self.root}.{n}"
+            name = root if n == len(self.rest) - 1 else f"{self.root}.{n}"
             yield Call(ADD, {"a": before, "b": t}, {"y": name}, where=self.adds[0].where)
             before = name
 
@@ -92,7 +97,7 @@ def chains(calls: list[Call], results: Collection[str], types: Mapping[str, Type
 
 def is_shared(chain: Chain, calls: Iterable[Call], results: Collection[str]) -> bool:
     """Whether a sum need not be made: all that read it can take each term by itself, and add."""
-    return not chain.rest and chain.root not in results and all(
+    return chain.root not in results and all(
         takes_shares(c, s) for c in calls for s, t in c.inputs.items() if t == chain.root)
 
 
@@ -109,11 +114,12 @@ def merged(calls: list[Call], standing: list[Chain], shared: list[Chain],
     panel is copied; where one is shared, there is a call of every reader for each term. types: those of new tensors are put
     there."""
     roots = {t: chain.root for chain in standing for t in chain.written}
-    shares = {chain.root: chain.terms for chain in shared}
+    shares = {chain.root: chain.shares for chain in shared}
     gone: dict[int, list[Call]] = {id(add): [] for chain in (*standing, *shared) for add in chain.adds}
-    for chain in standing:
-        gone[id(chain.adds[0])] = list(chain.first())
-        types |= {c.outputs["y"]: types[chain.root] for c in gone[id(chain.adds[0])]}
+    for chain in (*standing, *shared):
+        left = list(chain.first(chain.root if chain in standing else chain.shares[-1]))
+        gone[id(chain.adds[0])] = left
+        types |= {c.outputs["y"]: types[chain.root] for c in left}
     sums = set(roots.values())
     out: list[Call] = []
     for c in calls:

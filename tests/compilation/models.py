@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -79,22 +81,27 @@ def image_input(spec: InputSpec, seed: int = 0) -> tuple[np.ndarray, torch.Tenso
     return image, torch.from_numpy(value.transpose(2, 0, 1)[None].copy())
 
 
-def interpreted(compiled: Compiled, image: np.ndarray, label: int, lr: float, steps: int = 1,
-                momentum: float = 0.0) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The compiled Program on the NumPy references: losses and whole trained parameters; NaN where none of it is in use."""
+def interpreted(compiled: Compiled, image: np.ndarray, label: int, lr: float, steps: int = 1, momentum: float = 0.0,
+                start: Mapping[str, np.ndarray] | None = None) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The compiled Program on the NumPy references: losses and whole trained parameters. start: what the parameters of the
+    plan are before; of these, what the Program does not have, for its gradient is zero, stays as it is."""
     machine = Interpreter(compiled.program, compiled.values)
     losses = [machine.step(image, label, lr, momentum) for _ in range(steps)]
-    program, final = compiled.program, {}
+    program, final = compiled.program, {n: np.array(v, float) for n, v in (start or {}).items()}
     known = pieces(program)
     for part in trained_parts(program):
-        pieces_of = known[part.parameter]
-        found = [part_of(program, t.name) for t in pieces_of]
-        values = {t.first: np.atleast_1d(machine._value(f[0].name if f else t.name))
-                  for f, t in zip(found, pieces_of, strict=True)}
-        whole = np.full((max(first + len(v) for first, v in values.items()), *values[pieces_of[0].first].shape[1:]), np.nan)
-        for first, value in values.items():
-            whole[first:first + len(value)] = value
-        final[part.parameter] = whole
+        values: dict[str, tuple[int, np.ndarray]] = {}      # a piece, whole -> its first row and its value
+        for t in known[part.parameter]:
+            found = part_of(program, t.name)
+            name = found[0].name if found else t.name
+            values[name] = t.first, np.atleast_1d(machine._value(name))
+        made = np.concatenate([v for _, v in values.values()])
+        if start is not None and made.size < start[part.parameter].size:
+            whole = final[part.parameter].reshape(-1, *made.shape[1:])
+            for first, v in values.values():
+                whole[first:first + len(v)] = v
+            made = whole
+        final[part.parameter] = made
     return losses, final
 
 

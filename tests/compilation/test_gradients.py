@@ -23,8 +23,8 @@ NODES = st.lists(st.tuples(st.sampled_from(["linear", "norm", "gelu", "add"]), s
 def check(model: torch.nn.Module, spec: InputSpec, plan: dict[str, Selection], image: np.ndarray, x: torch.Tensor,
           budget: int | None = None, steps: int = 1, momentum: float = 0.0, tolerance: float = 1e-9) -> None:
     compiled = compile_planned(model, spec, plan, budget, momentum)
-    losses, final = interpreted(compiled, image, 1, 0.1, steps, momentum)
-    start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters()}
+    start = {n: p.detach().clone().double().numpy() for n, p in model.named_parameters() if n in plan}
+    losses, final = interpreted(compiled, image, 1, 0.1, steps, momentum, start)
     want_losses, want = torch_step(model, x, 1, plan, 0.1, steps, momentum)
     np.testing.assert_allclose(losses, want_losses, rtol=tolerance)
     assert set(final) == set(want)

@@ -49,7 +49,7 @@ def turned(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def ordered(model: Products, order: bool = True) -> Program:
-    program = Compiler(model, InputSpec(model.shape), leaves=True).forward.copy()
+    program = Compiler(model, InputSpec(model.shape)).forward.copy()
     narrow_rows(program)
     if order:
         order_products(program)
@@ -101,7 +101,7 @@ def test_it_trains_in_the_least_memory(formula: Formula, one: bool) -> None:
     """Parameters that are read as matrices of tokens are updated in their region, a tile at a time."""
     model = Products(formula, 19, 12, 6, one)
     plan, spec = dict.fromkeys(("a", "b", "head.bias"), "all"), InputSpec(model.shape)
-    smallest = Compiler(model, spec, regions=True).smallest_ram(dict(plan))
-    program = trains_like_torch(model, spec, dict(plan), smallest, regions=True).program
+    smallest = Compiler(model, spec).smallest_ram(dict(plan))
+    program = trains_like_torch(model, spec, dict(plan), smallest).program
     updates = {p for c in program.calls if c.op in program.regions for p in c.updates.values()}
     assert formula is turned or updates == {"a", "b"}

@@ -56,7 +56,7 @@ class Block(nn.Module):
 class Vit(nn.Module):
     """Blocks on (1, tokens, width), then one token, or all, to a head."""
 
-    def __init__(self, tokens: int, width: int, heads: int, hidden: int, one: bool, rank: int) -> None:
+    def __init__(self, tokens: int, width: int, heads: int, hidden: int, one: bool, rank: int = 0) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.blocks = nn.Sequential(*[Block(width, heads, hidden) for _ in range(2)])
