@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 from compilation.errors import VerificationError
@@ -264,24 +265,28 @@ class _Verifier:
         forward = GRADIENTS.get(op.name)
         if forward is None and not (call.op in self.program.regions and self._differentiates(call)):
             return True
-        return any(c.op == forward if forward else not self._differentiates(c) for c in self._spelled()
-                   if self._fed_alike(op, call, c))
+        fed = {s.name: call.inputs[s.name] for s in op.inputs if s.kind not in ("tile", "tensor") and s.name in call.inputs}
+        fed |= call.updates
+        return any((name == forward if forward else not differentiates)
+                   and all(inputs.get(s) == t for s, t in fed.items())
+                   for name, inputs, differentiates in self._readers.get(next(iter(fed.values()), ""), ()))
 
     @staticmethod
     def _differentiates(call: Call) -> bool:
         return bool(call.updates) or any(s.startswith("d_") for s in call.outputs)
 
-    def _spelled(self) -> Iterator[Call]:
-        """All calls, and those of regions as their definitions say, too."""
+    @cached_property
+    def _readers(self) -> dict[str, list[tuple[str, Mapping[str, str], bool]]]:
+        """Tensor ("": any or none) -> the calls that read it, those of regions as their definitions say, too: operation,
+        inputs, whether it differentiates."""
+        found: dict[str, list[tuple[str, Mapping[str, str], bool]]] = {}
         for call in self.program.calls:
-            yield call
-            if call.op in self.program.regions:
-                yield from [c.renamed(call.inputs) for c in self.program.regions[call.op].definition.calls]
-
-    @staticmethod
-    def _fed_alike(op: Op, call: Call, forward: Call) -> bool:
-        fed = {s.name: call.inputs[s.name] for s in op.inputs if s.kind not in ("tile", "tensor") and s.name in call.inputs}
-        return all(forward.inputs.get(s) == name for s, name in {**fed, **call.updates}.items())
+            inner = self.program.regions[call.op].definition.calls if call.op in self.program.regions else ()
+            for c in (call, *inner):
+                inputs = {s: call.inputs.get(t, t) for s, t in c.inputs.items()} if c is not call else c.inputs
+                for t in {"", *inputs.values()}:
+                    found.setdefault(t, []).append((c.op, inputs, self._differentiates(c)))
+        return found
 
     # -- reading, making, updating ----------------------------------------------------------------------
     def _read(self, slot: str, name: str, in_parts: bool) -> None:

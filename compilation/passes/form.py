@@ -9,11 +9,12 @@ it hides a tensor larger than its ends. Only indices, readers and sizes are look
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from compilation.ops import REGISTRY
-from compilation.passes.rewrite import parameter_views, site
+from compilation.passes.rewrite import parameter_views, site, use_counts
 from compilation.program import VIEW, Call, Program, Role, Tensor
 from compilation.regions.definition import numbered
 from compilation.regions.region import Region
@@ -39,17 +40,21 @@ def form_regions(program: Program, chosen: set[int] | None = None) -> int:
     """
     _merge_views(program)
     found = candidates(program)
-    for i, calls in enumerate(found):
-        if chosen is None or i in chosen:
-            _form(program, calls)
+    taken = [calls for i, calls in enumerate(found) if chosen is None or i in chosen]
+    reads = use_counts(program)
+    results = [_results(reads, calls) for calls in taken]
+    made = {id(calls[-1]): _form(program, calls, result) for calls, (result,) in zip(taken, results, strict=True)}
+    inside = {id(c) for calls in taken for c in calls}
+    program.calls = [made.get(id(c), c) for c in program.calls if id(c) not in inside or id(c) in made]
     return len(found)
 
 
 def candidates(program: Program) -> list[list[Call]]:
     """The calls of each region that could be formed, in program order."""
     found: list[list[Call]] = []
+    reads = use_counts(program)
     for s in _joined(_absorbed(program, _segments(program))):
-        found += ([s.calls] if len(s.calls) > 1 else []) if s.leaves else _hiding(program, s.calls)
+        found += ([s.calls] if len(s.calls) > 1 else []) if s.leaves else _hiding(program, reads, s.calls)
     return found
 
 
@@ -120,14 +125,15 @@ def _joined(segments: list[Stretch]) -> list[Stretch]:
     left = list(segments)
     at = 0
     while at < len(left):
+        between = left[at].ends[1]
         for end in range(at + 1, len(left)):
-            run = left[at:end + 1]
-            if not all(s.leaves for s in run):
+            if not (left[at].leaves and left[end].leaves):
                 break
-            if min(s.ends[1] for s in run[:-1]) > max(run[0].ends[0], run[-1].ends[1]):
-                left[at:end + 1] = [_union(run)]
+            if between > max(left[at].ends[0], left[end].ends[1]):
+                left[at:end + 1] = [_union(left[at:end + 1])]
                 at = -1             # the union may be a hidden part itself
                 break
+            between = min(between, left[end].ends[1])
         at += 1
     return left
 
@@ -136,14 +142,14 @@ def _union(run: list[Stretch]) -> Stretch:
     return Stretch([c for s in run for c in s.calls], True, (run[0].ends[0], run[-1].ends[1]))
 
 
-def _hiding(program: Program, calls: list[Call]) -> list[list[Call]]:
+def _hiding(program: Program, reads: Counter[str], calls: list[Call]) -> list[list[Call]]:
     """Of a segment that is not all leaves, the longest stretches that hide a tensor larger than their ends."""
     found: list[list[Call]] = []
     at = 0
     while at < len(calls):
         for end in range(len(calls), at + 1, -1):
             stretch = calls[at:end]
-            if all(_leaf(program, c) for c in stretch) and _hides(program, stretch):
+            if all(_leaf(program, c) for c in stretch) and _hides(program, reads, stretch):
                 found.append(stretch)
                 at = end - 1
                 break
@@ -151,25 +157,24 @@ def _hiding(program: Program, calls: list[Call]) -> list[list[Call]]:
     return found
 
 
-def _hides(program: Program, calls: list[Call]) -> bool:
+def _hides(program: Program, reads: Counter[str], calls: list[Call]) -> bool:
     """Whether the calls have one result, and make a tensor on the way that is larger than it and all that they read."""
     made = {t for c in calls for t in c.outputs.values()}
-    results = _results(program, calls)
+    results = _results(reads, calls)
     ends = {t for c in calls for t in c.inputs.values() if program.tensors[t].role not in PARAMETERS} - made | results
     size = {t: program.tensors[t].bytes for t in made | ends}
     return len(results) == 1 and max((size[t] for t in made - results), default=0) > max(size[t] for t in ends)
 
 
-def _results(program: Program, calls: Iterable[Call]) -> set[str]:
-    """The tensors that these calls make and others read."""
-    inside = {id(c) for c in calls}
-    read = {t for c in program.calls if id(c) not in inside for t in c.inputs.values()} | {program.logits}
-    return read & {t for c in program.calls if id(c) in inside for t in c.outputs.values()}
+def _results(reads: Counter[str], calls: Sequence[Call]) -> set[str]:
+    """The tensors that these calls make and others read. reads: how many slots read each tensor, of all calls."""
+    read = reads - Counter(t for c in calls for t in c.inputs.values())
+    return {t for c in calls for t in c.outputs.values() if read[t]}
 
 
 # -- what ----------------------------------------------------------------------------------------------------
-def _form(program: Program, calls: list[Call]) -> None:
-    result, = _results(program, calls)
+def _form(program: Program, calls: list[Call], result: str) -> Call:
+    """The call that stands for these; what they alone make and read is taken out of the Program."""
     common = common_path(c.where for c in calls)
     slots = _slots(calls)               # outer tensor -> slot
     work = Program("region")
@@ -181,11 +186,9 @@ def _form(program: Program, calls: list[Call]) -> None:
     region = Region(numbered(work, {**slots, result: RESULT}), (RESULT,))
     region = program.regions.setdefault(region.name, region)
     new = Call(region.name, {s: t for t, s in slots.items()}, {RESULT: result}, region.defaults(), where=common)
-    for c in calls:
-        program.replace_call(c, *([new] if c is calls[-1] else []))
-        for t in c.outputs.values():
-            if t != result:
-                del program.tensors[t]
+    for t in [t for c in calls for t in c.outputs.values() if t != result]:
+        del program.tensors[t]
+    return new
 
 
 def _slots(calls: list[Call]) -> dict[str, str]:

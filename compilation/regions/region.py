@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +38,12 @@ class Region(Op):
     @cached_property
     def name(self) -> str:  # type: ignore[override]
         """Names the content: equal chains are one region."""
-        return PREFIX + hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:10]
+        d = self.definition
+        content = (self.results, *(tuple(v.items()) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
+                                   for v in (getattr(d, f.name) for f in fields(d))))
+        if content not in _NAMES:
+            _NAMES[content] = PREFIX + hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:10]
+        return _NAMES[content]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the definition and what it gives."""
@@ -112,3 +118,6 @@ class Region(Op):
             results = REGISTRY[c.op].reference({s: values[t] for s, t in c.inputs.items()}, dict(c.attrs))
             values |= {t: results[s] for s, t in c.outputs.items()}
         return {r: values[r] for r in made}
+
+
+_NAMES: dict[tuple[Any, ...], str] = {}     # by content

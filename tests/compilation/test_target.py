@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from compilation.ops import REGISTRY
 from compilation.ops.base import Site
-from compilation.regions.search import Option, pruned
+from compilation.pipeline import Compiler
+from compilation.regions import plan
+from compilation.regions.search import Option, options, pruned
 from compilation.target import CORTEX_M, HOST, TARGETS, TILES, Target
 from runtime.codegen.generate import KERNELS, check_tiles
 from runtime.errors import CodegenError
+from tests.compilation.models import IMAGE
+from tests.compilation.test_gradients import vit
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
@@ -50,3 +55,21 @@ def test_kernels_tiled_otherwise_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vt_attend.h").write_text(text.replace("VT_KEYS = 16", "VT_KEYS = 8"))
     with pytest.raises(CodegenError, match=r"vt_attend.h has VT_KEYS = 8.* 16"):
         check_tiles(["vt_attend.h"], tmp_path)
+
+
+def test_equal_blocks_are_searched_and_differentiated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep a model is, its regions are as many."""
+    counts = []
+    for depth in (3, 5):
+        tried: list[int] = []
+
+        def counted(*arguments: Any, tried: list[int] = tried) -> list[Option]:
+            found = options(*arguments)
+            tried.append(len(found))
+            return found
+        monkeypatch.setattr(plan, "options", counted)
+        monkeypatch.setattr(plan, "_SPACES", {})
+        compiler = Compiler(vit(depth=depth), IMAGE)
+        compiled = compiler.compile({n: "all" for n in compiler.shapes if "bias" in n}, 30_000)
+        counts.append((len(tried), len(compiled.program.regions)))
+    assert counts[0] == counts[1] and counts[0][0] >= counts[0][1] > 0
