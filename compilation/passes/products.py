@@ -91,7 +91,7 @@ class _Chain:
         self.inside: list[Call] = []
         self.number = 1.0
         self.factors = self._flat(self.result, False)
-        self.sizes = [self._shape(f)[0] for f in self.factors] + [self._shape(self.factors[-1])[1]]
+        self.sizes: list[int] = []              # of the axes between the factors, and at both ends
         self.splits: dict[tuple[int, int], int] = {}
         self.calls: list[Call] = []
 
@@ -114,7 +114,9 @@ class _Chain:
         return (columns, rows) if factor.turned else (rows, columns)
 
     def rewrite(self) -> None:
+        """Of three factors and more: matrices."""
         n = len(self.factors)
+        self.sizes = [self._shape(f)[0] for f in self.factors] + [self._shape(self.factors[-1])[1]]
         work: dict[tuple[int, int], int] = {(i, i): 0 for i in range(n)}
         for length in range(1, n):
             for i in range(n - length):

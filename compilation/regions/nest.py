@@ -591,8 +591,8 @@ class Builder:
                 block = self.open(self.root, self.loops_of(term), term, child)
                 self.place(term, block, open_ if block is self.root else ())
         for tensor, ts in terms.items():
-            (first, _), *others = self.sums[tensor].writes
-            if _begins(ts[0], tensor) or all(self._precedes(first, p) for p, _ in others):
+            first, *others = self.sums[tensor].writes
+            if _begins(ts[0], tensor) or all(self._precedes(first, other) for other in others):
                 continue
             filled = Placed(_filler(tensor, self.sums[tensor].along, ts[0]), self.root)
             filled.writes["y"] = self.sums[tensor]
@@ -601,9 +601,15 @@ class Builder:
                       if any(tensor in p.statement.makes.values() for p in placed_in(item)))
             self.root.items.insert(at, filled)
 
-    def _precedes(self, a: Placed, b: Placed) -> bool:
-        """Whether one comes before another in each iteration of the loops that both are in."""
+    def _precedes(self, first: tuple[Placed, str], other: tuple[Placed, str]) -> bool:
+        """Whether one write comes before another in each iteration of the loops that both are in, and these take the same
+        part of the tensor to both."""
+        (a, _), (b, _) = first, other
         n = _common(a.path, b.path)
+        for block in a.path[:n]:
+            mine, its = ([axis.label is block.label for axis in p.statement.along(slot)] for p, slot in (first, other))
+            if mine != its:
+                return False
         items = (a.path[n - 1] if n else self.root).items
         return items.index(a.path[n] if len(a.path) > n else a) < items.index(b.path[n] if len(b.path) > n else b)
 
